@@ -1,0 +1,402 @@
+"""The configuration: one YAML file in, a checked plan of plain values out.
+
+A plan says what every stage of the DAG does. Whatever is wrong with the file is found here, before any job starts, and
+told with the YAML path of the key and the nearest valid name. The keys of a task, network, model or figure and their
+defaults are declared where that kind is defined; this module knows the rest.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from ctdb.datasets.user_file import FileSettings
+from ctdb.errors import ConfigError, nearest
+from ctdb.figures import FIGURES
+from ctdb.files import write_text
+from ctdb.metrics.case import METRICS
+from ctdb.models import MODELS
+from ctdb.networks import NETWORKS
+from ctdb.provenance import fingerprint
+from ctdb.registry import Registry
+from ctdb.scores import sweep_label
+from ctdb.settings import Seed, Settings
+from ctdb.simulation import SimulationSettings
+from ctdb.tasks import TASKS
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+SWEEP_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
+DATASET_KINDS: dict[str, type[Settings]] = {"simulated": SimulationSettings, "file": FileSettings}
+DEFAULT_DATA = "../shared/data"
+"""Stands for ``$CTDB_DATA`` in a path where the environment does not set it."""
+
+
+class FitsEntry(Settings):
+    """One block of fits: every dataset with every model at every point of the sweep with every seed."""
+
+    datasets: Annotated[list[str], Field(min_length=1)]
+    models: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+
+
+class ScoresSettings(Settings):
+    """What to score: `applicable` for every metric that a dataset can have, or a list that each must have."""
+
+    metrics: Literal["applicable"] | list[str] = "applicable"
+
+
+class Layout(Settings):
+    """The top level of the file; the entries of each section are checked by their kind."""
+
+    results: str = "results"
+    tasks: dict[str, dict[str, Any]] = {}
+    networks: dict[str, dict[str, Any]] = {}
+    datasets: dict[str, dict[str, Any]]
+    models: dict[str, dict[str, Any]]
+    fits: Annotated[list[FitsEntry], Field(min_length=1)]
+    scores: ScoresSettings = ScoresSettings()
+    figures: dict[str, dict[str, Any]] = {}
+
+
+def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
+    """Read and check a configuration.
+
+    Parameters
+    ----------
+    path
+        YAML file.
+    cache
+        Folder that remembers plans by the contents of the file and of the code that checks it. Checking imports torch
+        (seconds on a network file system); a remembered plan does not.
+
+    Returns
+    -------
+    The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
+    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics`; and `modules`,
+    section to kind to the module that defines it.
+
+    Raises
+    ------
+    ConfigError
+        Lists everything that is wrong, one line each, beginning with the YAML path of the key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give an existing file with --configfile") from None
+    if cache is None:
+        return _Checker(path, text).plan()
+    registries = (TASKS, NETWORKS, MODELS, METRICS, FIGURES)
+    code = fingerprint(__file__, *(module for registry in registries for module in registry.modules.values()))
+    remembered = Path(cache) / f"plan-{hashlib.sha256(f'{code} {text}'.encode()).hexdigest()[:16]}.json"
+    if remembered.exists():
+        return json.loads(remembered.read_text())
+    plan = _Checker(path, text).plan()
+    write_text(remembered, json.dumps(plan))
+    return plan
+
+
+def data_path(path: str) -> Path:
+    """Path of a user's file, with ``~`` and environment variables expanded; ``$CTDB_DATA`` has a default."""
+    if "CTDB_DATA" not in os.environ:
+        path = path.replace("${CTDB_DATA}", DEFAULT_DATA).replace("$CTDB_DATA", DEFAULT_DATA)
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+class _Checker:
+    """Checks one file; collects every problem before it gives up."""
+
+    def __init__(self, path: Path, text: str):
+        self.path, self.problems = path, []
+        try:
+            self.raw = _Loader(text).get_single_data()
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        if not isinstance(self.raw, dict):
+            raise ConfigError(f"{path}: expected a mapping with `datasets`, `models` and `fits`")
+
+    def plan(self) -> dict[str, Any]:
+        """Check everything and return the plan."""
+        layout = self._validate(Layout, self.raw, "")
+        self._give_up_if_wrong()
+        tasks = self._kinds("tasks", layout.tasks, TASKS)
+        network_tasks = {name: dict(entry).pop("task", None) for name, entry in layout.networks.items()}
+        own = {
+            name: {k: v for k, v in entry.items() if k != "task"} for name, entry in layout.networks.items()
+        }
+        networks = self._kinds("networks", own, NETWORKS)
+        for name, task in network_tasks.items():
+            self._known("task", task, layout.tasks, f"networks.{name}.task")
+            if name in networks:
+                networks[name]["task"] = task
+        datasets = self._datasets(layout)
+        models = self._kinds("models", layout.models, MODELS)
+        figures = self._kinds("figures", layout.figures, FIGURES)
+        metrics = None if layout.scores.metrics == "applicable" else list(layout.scores.metrics)
+        for index, metric in enumerate(metrics or []):
+            self._known("metric", metric, METRICS.modules, f"scores.metrics[{index}]")
+        self._give_up_if_wrong()
+        fits = self._fits(layout, models)
+        self._give_up_if_wrong()
+        self._heldout(datasets, metrics, fits)
+        for name, settings in figures.items():
+            needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
+            self._needs(name, needs, networks, datasets, fits)
+            figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
+        self._give_up_if_wrong()
+        registries = {
+            "tasks": TASKS,
+            "networks": NETWORKS,
+            "models": MODELS,
+            "figures": FIGURES,
+            "metrics": METRICS,
+        }
+        return {
+            "results": layout.results,
+            "tasks": tasks,
+            "networks": networks,
+            "datasets": datasets,
+            "models": models,
+            "fits": fits,
+            "metrics": metrics,
+            "figures": figures,
+            "modules": {section: registry.modules for section, registry in registries.items()},
+        }
+
+    def _kinds(
+        self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry
+    ) -> dict[str, Any]:
+        """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
+        checked = {}
+        for name, entry in entries.items():
+            where = f"{section}.{name}"
+            if self._good_name(name, where) and self._known(
+                "kind", entry.get("kind"), registry.modules, f"{where}.kind"
+            ):
+                settings = self._validate(registry[entry["kind"]].Settings, entry, where)
+                if settings is not None:
+                    checked[name] = settings.model_dump()
+        return checked
+
+    def _datasets(self, layout: Layout) -> dict[str, Any]:
+        checked = {}
+        for name, entry in layout.datasets.items():
+            where = f"datasets.{name}"
+            if self._good_name(name, where) and self._known(
+                "kind", entry.get("kind"), DATASET_KINDS, f"{where}.kind"
+            ):
+                settings = self._validate(DATASET_KINDS[entry["kind"]], entry, where)
+                if settings is not None:
+                    checked[name] = settings.model_dump()
+                if isinstance(settings, SimulationSettings):
+                    self._known("network", settings.network, layout.networks, f"{where}.network")
+        return checked
+
+    def _fits(self, layout: Layout, models: Mapping[str, Any]) -> list[dict[str, Any]]:
+        fits: dict[tuple[str, str, int], dict[str, Any]] = {}
+        places: dict[tuple[str, str, int], str] = {}
+        for index, entry in enumerate(layout.fits):
+            where = f"fits[{index}]"
+            known = [
+                self._known("dataset", name, layout.datasets, f"{where}.datasets[{i}]")
+                for i, name in enumerate(entry.datasets)
+            ] + [
+                self._known("model", name, models, f"{where}.models[{i}]")
+                for i, name in enumerate(entry.models)
+            ]
+            if not all(known):
+                continue
+            for model, point in itertools.product(entry.models, list(self._points(entry, where))):
+                spec = self._swept(models[model], point, f"{where}.sweep")
+                if spec is None:
+                    continue
+                label = model + _label(point)
+                for dataset, seed in itertools.product(entry.datasets, entry.seeds):
+                    key = (dataset, label, seed)
+                    if key in fits:
+                        self.problems.append(
+                            f"{where}: the fit of {label!r} to {dataset!r} with seed {seed} is already made by "
+                            f"{places[key]}; drop one of the two, or define a second model under another name"
+                        )
+                        continue
+                    places[key] = where
+                    fits[key] = {
+                        "dataset": dataset,
+                        "model": label,
+                        "seed": seed,
+                        "kind": spec["kind"],
+                        "sweep": sweep_label(point),
+                        "spec": spec | {"seed": seed},
+                    }
+        return list(fits.values())
+
+    def _points(self, entry: FitsEntry, where: str) -> Iterator[dict[str, Any]]:
+        """Points of the grid that a sweep spans; one empty point without a sweep."""
+        for key, values in entry.sweep.items():
+            for i, value in enumerate(values):
+                if not isinstance(value, int | float | str) or not SWEEP_VALUE.fullmatch(str(value)):
+                    self.problems.append(
+                        f"{where}.sweep.{key}[{i}]: {value!r} cannot name a folder; expected a number, or letters and digits"
+                    )
+                    return
+        for values in itertools.product(*entry.sweep.values()):
+            yield dict(zip(entry.sweep, values, strict=True))
+
+    def _swept(
+        self, settings: Mapping[str, Any], point: Mapping[str, Any], where: str
+    ) -> dict[str, Any] | None:
+        """Settings of a model with a sweep's point put in; None if it does not fit."""
+        changed = json.loads(json.dumps(settings))
+        for key, value in point.items():
+            *parents, last = key.split(".")
+            target = changed
+            for parent in parents:
+                target = target.get(parent) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                self.problems.append(f"{where}.{key}: leads nowhere; {nearest(parents[0], changed)}")
+                return None
+            if last == "seed" and not parents:
+                self.problems.append(f"{where}.{key}: seeds are not swept; list them in `seeds`")
+                return None
+            target[last] = value
+        checked = self._validate(MODELS[settings["kind"]].Settings, changed, where)
+        return None if checked is None else checked.model_dump()
+
+    def _heldout(
+        self, datasets: Mapping[str, Any], metrics: list[str] | None, fits: list[dict[str, Any]]
+    ) -> None:
+        """Refuse a held-out score of a dataset that says itself that it holds out no neuron."""
+        asked = [metric for metric in metrics or [] if metric == "bits_per_spike_heldout"]
+        for name in dict.fromkeys(fit["dataset"] for fit in fits):
+            settings = datasets[name]
+            mapped = settings["kind"] == "file" and (settings["keys"] or {"encod_data": True})["encod_data"]
+            if asked and settings["n_heldout"] == 0 and not mapped:
+                self.problems.append(
+                    f"datasets.{name}.n_heldout: is 0, but scores.metrics asks for {asked[0]!r}; hold out some neurons, "
+                    "or take the metric out"
+                )
+
+    def _needs(
+        self,
+        figure: str,
+        needs: list[tuple],
+        networks: Mapping[str, Any],
+        datasets: Mapping[str, Any],
+        fits: list[dict[str, Any]],
+    ) -> None:
+        """Refuse a figure of something that the plan does not make."""
+        for what, *names in needs:
+            where = f"figures.{figure}"
+            if what == "activity":
+                self._known("network", names[0], networks, f"{where}.network")
+            elif what == "dataset":
+                self._known("dataset", names[0], datasets, f"{where}.dataset")
+            elif what == "fit":
+                dataset, model, seed = names
+                of_dataset = {fit["model"] for fit in fits if fit["dataset"] == dataset}
+                seeds = {fit["seed"] for fit in fits if (fit["dataset"], fit["model"]) == (dataset, model)}
+                if (
+                    self._known(f"model fitted to {dataset!r}", model, of_dataset, f"{where}.models")
+                    and seed not in seeds
+                ):
+                    self.problems.append(
+                        f"{where}.seed: {model!r} is fitted to {dataset!r} with seeds {sorted(seeds)} only"
+                    )
+
+    def _known(self, what: str, name: Any, valid: Any, where: str) -> bool:
+        if name in valid if isinstance(name, str) else False:
+            return True
+        found = "missing" if name is None else f"no {what} is called {name!r}"
+        self.problems.append(f"{where}: {found}; {nearest(str(name), valid)}")
+        return False
+
+    def _good_name(self, name: str, where: str) -> bool:
+        if NAME.fullmatch(name):
+            return True
+        self.problems.append(f"{where}: names are made of letters, digits, _ and -, and begin with a letter")
+        return False
+
+    def _validate(self, kind: type[Settings], value: Any, where: str) -> Any:
+        """`value` as `kind`, or None with its problems noted."""
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            for problem in error.errors():
+                self.problems.append(_explain(kind, problem, where))
+            return None
+
+    def _give_up_if_wrong(self) -> None:
+        if self.problems:
+            lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(self.problems))
+            raise ConfigError(f"{self.path}: {len(set(self.problems))} problem(s)\n{lines}")
+
+
+def _explain(kind: type[BaseModel], problem: Mapping[str, Any], where: str) -> str:
+    """One line for one pydantic error: YAML path, what is wrong, what would be right."""
+    path = where
+    for part in problem["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key; {nearest(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" + (
+        "" if isinstance(problem["input"], dict) else f"; found {problem['input']!r}"
+    )
+
+
+def _fields(kind: type[BaseModel], loc: tuple) -> list[str]:
+    """Valid keys at a place inside `kind`."""
+    for part in loc:
+        if not isinstance(part, str) or part not in kind.model_fields:
+            continue
+        annotation = kind.model_fields[part].annotation
+        nested = [
+            option
+            for option in _options(annotation)
+            if isinstance(option, type) and issubclass(option, BaseModel)
+        ]
+        if nested:
+            kind = nested[0]
+    return list(kind.model_fields)
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation such as ``list[A] | None`` is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _options(inner)
+
+
+def _label(point: Mapping[str, Any]) -> str:
+    return "@" + ",".join(f"{key}={value}" for key, value in point.items()) if point else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)

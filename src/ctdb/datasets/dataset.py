@@ -1,0 +1,241 @@
+"""The dataset every stage works on: spike counts per split, with whatever is known of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ctdb.errors import DatasetError
+
+SPLITS = ("train", "valid", "test")
+"""`train` fits, `valid` selects (best epoch, early stop), `test` reports."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Trials of one split. Counts and rates are per bin; bins beyond a trial's `n_bins` are padding.
+
+    Attributes
+    ----------
+    encod_data
+        Spike counts of the held-in neurons that a model sees.
+    recon_data
+        Spike counts that a model must predict: held-in neurons first, then held-out ones; it may have more bins.
+    ext_input
+        External input given to the model, as noisy as the network saw it.
+    behavior
+        Recorded or simulated movement.
+    truth
+        True rates, in expected spikes per bin, for the neurons and bins of `recon_data`.
+    latents
+        True hidden state behind the spikes.
+    inputs_true
+        Noise-free input.
+    n_bins
+        Number of valid bins of each trial.
+    condition, trial
+        Condition of each trial and its number in the source.
+    """
+
+    encod_data: Float[np.ndarray, "trials bins heldin"]
+    recon_data: Float[np.ndarray, "trials recon_bins neurons"]
+    ext_input: Float[np.ndarray, "trials recon_bins inputs"] | None = None
+    behavior: Float[np.ndarray, "trials _ behaviors"] | None = None
+    truth: Float[np.ndarray, "trials recon_bins neurons"] | None = None
+    latents: Float[np.ndarray, "trials recon_bins states"] | None = None
+    inputs_true: Float[np.ndarray, "trials recon_bins true_inputs"] | None = None
+    n_bins: Int[np.ndarray, " trials"] | None = None
+    condition: Int[np.ndarray, " trials"] | None = None
+    trial: Int[np.ndarray, " trials"] | None = None
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials."""
+        return len(self.recon_data)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays that are present, by name, in the order of the format."""
+        named = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def take(self, trials: Int[np.ndarray, " some"]) -> "Split":
+        """Split with only the given trials, in the given order."""
+        return Split(**{name: value[trials] for name, value in self.arrays().items()})
+
+
+REQUIRED = ("encod_data", "recon_data")
+PER_TRIAL = ("n_bins", "condition", "trial")
+PER_BIN = tuple(item.name for item in fields(Split) if item.name not in PER_TRIAL)
+FIELDS = PER_BIN + PER_TRIAL
+
+
+@dataclass(frozen=True)
+class SpikeDataset:
+    """Splits of one data set, the bin width in seconds, and where it came from.
+
+    Attributes
+    ----------
+    splits
+        Split name to its trials; `train` and `valid` are always there.
+    bin_s
+        Width of a bin in seconds; None where a foreign file does not tell it.
+    names
+        Field name to the names of its channels.
+    provenance
+        Settings and seeds that made the data, as plain values.
+    """
+
+    splits: Mapping[str, Split]
+    bin_s: float | None
+    names: Mapping[str, list[str]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, split: str) -> Split:
+        return self.splits[split]
+
+    @property
+    def n_heldin(self) -> int:
+        """Number of neurons a model sees."""
+        return self.splits["train"].encod_data.shape[2]
+
+    @property
+    def n_neurons(self) -> int:
+        """Number of neurons a model predicts: held-in and held-out."""
+        return self.splits["train"].recon_data.shape[2]
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins a model sees."""
+        return self.splits["train"].encod_data.shape[1]
+
+    @property
+    def n_recon_bins(self) -> int:
+        """Number of bins a model predicts."""
+        return self.splits["train"].recon_data.shape[1]
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of external input channels, 0 without external input."""
+        ext_input = self.splits["train"].ext_input
+        return 0 if ext_input is None else ext_input.shape[2]
+
+    @property
+    def report_split(self) -> str:
+        """Split that scores are reported on: `test`, or `valid` where the user chose to have no test split."""
+        return "test" if "test" in self.splits else "valid"
+
+
+def check(dataset: SpikeDataset, where: str) -> SpikeDataset:
+    """Return `dataset` if it is whole and its counts can be spike counts.
+
+    Parameters
+    ----------
+    dataset
+        What to check.
+    where
+        Name of the file or source, for the message.
+
+    Raises
+    ------
+    DatasetError
+        Names the key, what was expected, what was found and the remedy.
+    """
+    for needed in ("train", "valid"):
+        if needed not in dataset.splits:
+            raise DatasetError(
+                f"{where}: no {needed!r} split; every dataset needs 'train' and 'valid' trials. "
+                "Split the trials, or map the file's own names in `splits`"
+            )
+    for name, split in dataset.splits.items():
+        _check_split(name, split, where)
+    reference = {key: value.shape[1:] for key, value in dataset["train"].arrays().items()}
+    for name, split in dataset.splits.items():
+        for key, value in split.arrays().items():
+            if key in reference and value.shape[1:] != reference[key]:
+                raise DatasetError(
+                    f"{where}: {name}_{key} has (bins, channels) {value.shape[1:]} but train_{key} has "
+                    f"{reference[key]}; all splits must agree, so cut or pad them alike"
+                )
+        if missing := reference.keys() - split.arrays().keys():
+            raise DatasetError(
+                f"{where}: {name}_{min(missing)} is missing although train_{min(missing)} is there; "
+                "give it for every split or for none"
+            )
+    return dataset
+
+
+def _check_split(name: str, split: Split, where: str) -> None:
+    if split.n_trials == 0:
+        raise DatasetError(f"{where}: split {name!r} has no trials; use a larger share or more trials")
+    for key, value in split.arrays().items():
+        label = f"{where}: {name}_{key}"
+        if len(value) != split.n_trials:
+            raise DatasetError(
+                f"{label} has {len(value)} trials but {name}_recon_data has {split.n_trials}; "
+                "all keys of a split must have the same trials"
+            )
+        if key != "behavior" and not np.isfinite(value).all():
+            bad = np.argwhere(~np.isfinite(value))[0]
+            raise DatasetError(
+                f"{label} holds {value[tuple(bad)]} at {_position(bad)}; expected finite numbers. "
+                "Remove such trials, or interpolate them, before the file is used"
+            )
+    encod, recon = split.encod_data, split.recon_data
+    for key in REQUIRED:
+        _check_counts(getattr(split, key), f"{where}: {name}_{key}")
+    if encod.shape[1] > recon.shape[1] or encod.shape[2] > recon.shape[2]:
+        raise DatasetError(
+            f"{where}: {name}_encod_data has (bins, neurons) {encod.shape[1:]}, more than {name}_recon_data with "
+            f"{recon.shape[1:]}; recon_data must hold every held-in neuron and bin (held-in neurons first)"
+        )
+    if not np.array_equal(encod, recon[:, : encod.shape[1], : encod.shape[2]]):
+        raise DatasetError(
+            f"{where}: the first {encod.shape[2]} neurons of {name}_recon_data differ from {name}_encod_data; "
+            "held-in neurons must come first, in the same order, in both"
+        )
+    for key in ("ext_input", "truth", "latents", "inputs_true"):
+        value = getattr(split, key)
+        if value is not None and value.shape[1] != recon.shape[1]:
+            raise DatasetError(
+                f"{where}: {name}_{key} has {value.shape[1]} bins but {name}_recon_data has {recon.shape[1]}; "
+                "all keys of a split must have the same bins"
+            )
+    if split.truth is not None:
+        if split.truth.shape[2] != recon.shape[2]:
+            raise DatasetError(
+                f"{where}: {name}_truth has {split.truth.shape[2]} neurons but {name}_recon_data has {recon.shape[2]}"
+            )
+        if split.truth.min() < 0:
+            raise DatasetError(
+                f"{where}: {name}_truth holds negative rates; expected spikes per bin, at least 0"
+            )
+    if split.n_bins is not None and not (split.n_bins.min() >= 1 and split.n_bins.max() <= recon.shape[1]):
+        raise DatasetError(
+            f"{where}: {name}_n_bins must lie between 1 and the {recon.shape[1]} bins of the trials"
+        )
+
+
+def _check_counts(counts: np.ndarray, label: str) -> None:
+    if counts.size == 0:
+        raise DatasetError(
+            f"{label} is empty: shape {counts.shape}; expected (trials, bins, neurons) with none zero"
+        )
+    for bad, what, remedy in (
+        (counts < 0, "a negative count", "spike counts are 0, 1, 2, ...; was a baseline subtracted?"),
+        (
+            counts != np.round(counts),
+            "a fraction",
+            "give counts per bin, not rates; if they are rates, map them as truth",
+        ),
+    ):
+        if bad.any():
+            at = np.argwhere(bad)[0]
+            raise DatasetError(f"{label} holds {what}, {counts[tuple(at)]:g}, at {_position(at)}: {remedy}")
+
+
+def _position(index: np.ndarray) -> str:
+    return ", ".join(
+        f"{axis} {i}" for axis, i in zip(("trial", "bin", "channel"), index.tolist(), strict=False)
+    )

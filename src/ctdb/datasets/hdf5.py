@@ -1,0 +1,143 @@
+"""Datasets on disk: flat HDF5 keys ``{split}_{name}``, shared with lfads-torch and BAND-torch.
+
+Their files and CtDB's are read as they are: `inputs` is read as `ext_input`, `activity` as `truth`, `inds` as
+`trial`, `cond_idx` as `condition`, and `truth` is divided by lfads-torch's `conversion_factor` where there is one.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ctdb.datasets.dataset import FIELDS, PER_TRIAL, REQUIRED, SPLITS, SpikeDataset, Split, check
+from ctdb.errors import DatasetError, nearest
+from ctdb.files import read_hdf5, write_hdf5
+
+FORMAT = "ctdb-dataset-1"
+_FOREIGN_NAMES = {"ext_input": "inputs", "truth": "activity", "trial": "inds", "condition": "cond_idx"}
+
+
+def write(path: Path | str, dataset: SpikeDataset) -> None:
+    """Write a checked dataset, atomically; equal datasets give equal bytes.
+
+    Raises
+    ------
+    DatasetError
+        If the dataset is not whole (see :func:`ctdb.datasets.check`).
+    WriteError
+        If the file cannot be written.
+    """
+    check(dataset, str(path))
+    arrays = {
+        f"{split}_{name}": value
+        for split in SPLITS
+        if split in dataset.splits
+        for name, value in dataset[split].arrays().items()
+    }
+    attributes = {
+        "format": FORMAT,
+        "heldin": dataset.n_heldin,
+        "names": json.dumps(dict(dataset.names), sort_keys=True),
+        "provenance": json.dumps(dict(dataset.provenance), sort_keys=True),
+    }
+    if dataset.bin_s is not None:
+        attributes["bin_s"] = dataset.bin_s
+    write_hdf5(path, arrays, attributes)
+
+
+def read(path: Path | str) -> SpikeDataset:
+    """Read a dataset of ours, of lfads-torch, of BAND-torch or of CtDB.
+
+    Parameters
+    ----------
+    path
+        HDF5 file with at least ``{train,valid}_encod_data`` and ``{train,valid}_recon_data``.
+
+    Returns
+    -------
+    The dataset with float32 arrays, checked. ``bin_s`` is None for a foreign file, which does not tell it.
+
+    Raises
+    ------
+    DatasetError
+        If the file is absent, is not HDF5, lacks a key, or holds values that cannot be spike counts.
+    """
+    arrays, attributes = open_arrays(path)
+    factor = float(np.asarray(arrays.get("conversion_factor", 1.0)).squeeze())
+    splits = {}
+    for split in SPLITS:
+        present = {name: found for name in FIELDS if (found := _find(arrays, split, name)) is not None}
+        if split == "test" and not set(REQUIRED) <= present.keys():
+            continue  # lfads-torch's test split may hold no targets: nothing can be scored on it
+        if not present:
+            continue
+        for name in REQUIRED:
+            if name not in present:
+                raise missing_key(path, f"{split}_{name}", arrays)
+        if "truth" in present and factor != 1.0:
+            present["truth"] = present["truth"] / factor
+        splits[split] = as_split(present, f"{path}: {split}")
+    if not splits:
+        raise missing_key(path, "train_encod_data", arrays)
+    bin_s = attributes.get("bin_s")
+    return check(
+        SpikeDataset(
+            splits,
+            None if bin_s is None else float(bin_s),
+            json.loads(attributes.get("names", "{}")),
+            json.loads(attributes.get("provenance", "{}")),
+        ),
+        str(path),
+    )
+
+
+def open_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and attributes of an HDF5 file; raises DatasetError if it is absent or is not HDF5."""
+    if not Path(path).is_file():
+        raise DatasetError(f"{path}: no such file; correct the path, or make the file first")
+    try:
+        return read_hdf5(path)
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: not a readable HDF5 file ({error}); copy or convert it again. h5py.is_hdf5 says "
+            f"{h5py.is_hdf5(path)}"
+        ) from None
+
+
+def as_split(values: Mapping[str, np.ndarray], label: str) -> Split:
+    """Split from raw arrays: counts and signals as float32, per-trial integers as int64.
+
+    Raises
+    ------
+    DatasetError
+        If an array has the wrong number of dimensions or no numbers in it.
+    """
+    converted = {}
+    for name, value in values.items():
+        value = np.asarray(value)
+        expected = 1 if name in PER_TRIAL else 3
+        if expected == 1 and value.ndim == 2 and value.shape[1] == 1:
+            value = value[:, 0]
+        if value.ndim != expected or value.dtype.kind not in "fiub":
+            axes = "(trials,)" if expected == 1 else "(trials, bins, channels)"
+            raise DatasetError(
+                f"{label}_{name} has shape {value.shape} and type {value.dtype}; expected numbers of shape {axes}"
+            )
+        converted[name] = value.astype(np.int64 if name in PER_TRIAL else np.float32)
+    return Split(**converted)
+
+
+def missing_key(path: Path | str, key: str, arrays: Mapping[str, np.ndarray]) -> DatasetError:
+    """Error for an absent key that names the nearest one in the file."""
+    return DatasetError(
+        f"{path}: no key {key!r}; {nearest(key, arrays)} Map other names with `keys` in the configuration"
+    )
+
+
+def _find(arrays: Mapping[str, np.ndarray], split: str, name: str) -> np.ndarray | None:
+    for candidate in (name, _FOREIGN_NAMES.get(name)):
+        if candidate is not None and f"{split}_{candidate}" in arrays:
+            return arrays[f"{split}_{candidate}"]
+    return None

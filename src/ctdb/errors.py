@@ -1,0 +1,49 @@
+"""The errors a user can cause and cure. Each message says where, what was expected, what was found, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CtdbError(Exception):
+    """Base of every error that is the input's fault: shown to the user without a traceback."""
+
+
+class ConfigError(CtdbError):
+    """A key of the configuration is unknown, of the wrong type, or refers to nothing."""
+
+
+class DatasetError(CtdbError):
+    """A spike file lacks a key or holds values that cannot be spike counts."""
+
+
+class MetricError(CtdbError):
+    """A metric was asked for that these arrays cannot answer."""
+
+
+class WriteError(CtdbError):
+    """An output could not be written; whatever stood at its path before is untouched."""
+
+
+class TrainingDivergedError(CtdbError):
+    """The loss became NaN or infinite. The best weights seen before that are kept."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Hint for a misspelt name: the closest valid one, or all of them when none is close.
+
+    Parameters
+    ----------
+    name
+        What was written.
+    valid
+        What could have been written.
+
+    Returns
+    -------
+    A sentence without a leading blank, such as ``did you mean 'nbff'?``.
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "there is none to choose from" if not valid else f"valid: {', '.join(valid)}"

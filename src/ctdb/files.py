@@ -1,0 +1,128 @@
+"""Whole files or none: every output goes to a temporary name beside its own and is renamed when complete.
+
+Nothing written here holds a clock time, a host or a path, so equal contents are equal bytes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+
+from ctdb.errors import WriteError
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path` atomically, making its folder where needed.
+
+    Raises
+    ------
+    WriteError
+        If the folder cannot be written or the disk is full. No partial file is left behind.
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise WriteError(_explain(path, error)) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` to `path` atomically, in UTF-8. Raises as :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_yaml(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write a plain mapping as YAML, keys in their given order. Raises as :func:`write_bytes`."""
+    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a YAML mapping written by :func:`write_yaml`."""
+    return yaml.safe_load(Path(path).read_text())
+
+
+def write_hdf5(path: Path | str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
+    """Write flat arrays and root attributes to an HDF5 file, atomically and with reproducible bytes.
+
+    Spike counts (keys that end in ``_data``) are compressed: they are mostly zeros. The file is composed in
+    memory, because HDF5 itself leaves a broken file behind when a disk fills up. Raises as :func:`write_bytes`.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for key, value in arrays.items():
+            compression = {"compression": "gzip", "compression_opts": 1} if key.endswith("_data") else {}
+            file.create_dataset(key, data=value, track_times=False, **compression)
+        for key, value in attributes.items():
+            file.attrs[key] = value
+    write_bytes(path, buffer.getvalue())
+
+
+def read_hdf5(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read all arrays and root attributes of a flat HDF5 file."""
+    with h5py.File(path, "r") as file:
+        arrays = {key: value[()] for key, value in file.items() if isinstance(value, h5py.Dataset)}
+        return arrays, dict(file.attrs)
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str) -> Iterator[None]:
+    """Hold `folder` for this process alone; wait where another one, such as an orphaned job, still writes to it.
+
+    The lock ends with the process that holds it, however that ends, so a kill leaves nothing to clean up.
+    Raises as :func:`write_bytes` where the folder cannot be made.
+    """
+    path = Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise WriteError(_explain(path, error)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process is still writing here; waiting for it to end", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _explain(path: Path, error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
+        errno.EFBIG: "the file would exceed the size limit of this process (ulimit -f); raise it",
+        errno.EROFS: "the file system is read-only; point `results` in the configuration to a writable folder",
+    }
+    remedy = remedies.get(
+        error.errno or 0, "make the folder writable, or point `results` in the configuration to one that is"
+    )
+    return f"{path}: cannot be written ({error.strerror or error}): {remedy}"

@@ -1,0 +1,60 @@
+"""What a registered metric is given: one split of a dataset beside what a fit inferred."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctdb.datasets import SpikeDataset, Split
+from ctdb.errors import MetricError
+from ctdb.registry import Registry
+
+METRICS = Registry("ctdb.metrics")
+"""Functions ``score(case) -> TrialSums`` by the name of their score; NotApplicableError where it has no meaning."""
+
+
+class NotApplicableError(MetricError):
+    """A score that this dataset or model cannot have, such as a rate R2 of a recording. The message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fit, or an anchor in its place, on one split.
+
+    Attributes
+    ----------
+    dataset
+        The dataset.
+    outputs
+        Split name to the arrays inferred for it: `rates`, and `latents` where there are any.
+    split
+        The split to score; regressions are fitted on `train`.
+    """
+
+    dataset: SpikeDataset
+    outputs: Mapping[str, Mapping[str, np.ndarray]]
+    split: str
+
+    @property
+    def trials(self) -> Split:
+        """The split to score."""
+        return self.dataset[self.split]
+
+    @property
+    def train(self) -> Split:
+        """The train trials."""
+        return self.dataset["train"]
+
+    def inferred(self, name: str, split: str | None = None) -> np.ndarray:
+        """Inferred array of the scored split, or of another; NotApplicableError if the model has none."""
+        arrays = self.outputs[split or self.split]
+        if name not in arrays:
+            raise NotApplicableError(f"there are no inferred {name}")
+        return arrays[name]
+
+    def known(self, name: str, split: str | None = None) -> np.ndarray:
+        """True array of the scored split, or of another; NotApplicableError if the dataset does not know it."""
+        array = getattr(self.dataset[split or self.split], name)
+        if array is None:
+            raise NotApplicableError(f"the dataset has no {name}")
+        return array

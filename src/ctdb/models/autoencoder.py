@@ -1,0 +1,106 @@
+"""Sequential autoencoder: a bidirectional GRU reads the spikes into an initial state, a cell runs on from there.
+
+The data-trained models of the computation-through-dynamics benchmark (Versteeg et al. 2025) are this one with
+different cells: GRU, vanilla RNN, neural ODE, linear dynamical system. Two of its habits are dropped: the encoder sees
+all bins (theirs left out the last one), and inference is in eval mode.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ctdb.datasets import SpikeDataset
+from ctdb.models.base import Model, ModelSettings, Sizes
+from ctdb.recurrent import Cell, scan
+from ctdb.settings import Count, Fraction
+
+
+class AutoencoderSettings(ModelSettings):
+    """Settings of every sequential autoencoder."""
+
+    latent_size: Count = 64
+    encoder_size: Count = 100
+    dropout: Fraction = 0.05
+    initial_state_dropout: Fraction = 0.05
+
+
+class SequentialAutoencoder(Model):
+    r"""Spikes x of the held-in neurons in, log-rates of all neurons out.
+
+    .. math::
+        e &= [\overrightarrow{GRU}(x)_T, \overleftarrow{GRU}(x)_1], \quad z_0 = W_e\, drop(e) + b_e \\
+        z_t &= F(u_t, z_{t-1}), \quad z_0 \leftarrow drop(z_0) \\
+        \log \lambda_t &= W z_t + b, \quad n_t \sim Poisson(\lambda_t)
+
+    with external input u, and the mean Poisson negative log-likelihood over valid bins and all neurons as loss.
+    """
+
+    settings: AutoencoderSettings
+
+    def __init__(self, settings: AutoencoderSettings, sizes: Sizes):
+        super().__init__(settings, sizes)
+        self.encoder = nn.GRU(sizes.n_heldin, settings.encoder_size, batch_first=True, bidirectional=True)
+        self.to_initial_state = nn.Linear(2 * settings.encoder_size, settings.latent_size)
+        self.cell = self.make_cell()
+        self.to_log_rates = nn.Linear(settings.latent_size, sizes.n_neurons)
+
+    def start_from(self, dataset: SpikeDataset) -> None:
+        """Start the readout at each neuron's mean rate, so that training need not look for it."""
+        train = dataset["train"]
+        weight = self.tensors(train)["weight"]
+        mean = (weight * torch.from_numpy(train.recon_data)).sum((0, 1)) / weight.sum()
+        with torch.no_grad():
+            self.to_log_rates.bias.copy_(mean.clamp(min=1 / float(weight.sum())).log())
+
+    @abstractmethod
+    def make_cell(self) -> Cell:
+        """Cell that carries the latent state on."""
+
+    def forward(
+        self,
+        encod_data: Float[Tensor, "trials bins heldin"],
+        ext_input: Float[Tensor, "trials recon_bins inputs"],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "trials recon_bins neurons"], Float[Tensor, "trials recon_bins states"]]:
+        """Log-rates and latents; dropout is drawn from `generator`, and there is none without."""
+        _, last = self.encoder(encod_data)
+        summary = _drop(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, generator)
+        state = _drop(self.to_initial_state(summary), self.settings.initial_state_dropout, generator)
+        latents = scan(self.cell, state, ext_input)
+        return self.to_log_rates(latents), latents
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Poisson negative log-likelihood per valid bin and neuron, with its constant (Stirling) term."""
+        log_rates, _ = self(batch["encod_data"], batch["ext_input"], generator if self.training else None)
+        counts = batch["recon_data"]
+        nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
+        weight = batch["weight"]
+        return (weight * nll).sum() / (weight.sum() * self.sizes.n_neurons)
+
+    def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rates and latents of a batch."""
+        log_rates, latents = self(batch["encod_data"], batch["ext_input"])
+        return {"rates": log_rates.exp(), "latents": latents}
+
+    def step(
+        self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]
+    ) -> Float[Tensor, "n states"]:
+        """Next latent state."""
+        dtype = self.to_log_rates.weight.dtype
+        return self.cell(input.to(dtype), state.to(dtype))
+
+    def rates(self, state: Float[Tensor, "*n states"]) -> Float[Tensor, "*n neurons"]:
+        """Expected spikes per bin in a latent state."""
+        return self.to_log_rates(state.to(self.to_log_rates.weight.dtype)).exp()
+
+
+def _drop(value: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout from a seeded generator (torch's own draws from global state)."""
+    if generator is None or rate == 0 or math.isclose(rate, 0):
+        return value
+    kept = torch.rand(value.shape, generator=generator, device=value.device) >= rate
+    return value * kept / (1 - rate)

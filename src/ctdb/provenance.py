@@ -1,0 +1,113 @@
+"""Fingerprints of code: what a rule's script really runs, so that a stage reruns when, and only when, that changed.
+
+Snakemake sees a rule's parameters but not the package its script imports. Each rule therefore carries
+``code=fingerprint(script, *kinds)``: a hash over the syntax trees of the script and of every ctdb module in its
+static import closure. Comments, docstrings, formatting, file times and git checkouts leave it as it is.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.jobs", "ctdb.provenance"})
+"""Modules that word messages, open logs and take fingerprints. They cannot change a result, so they are left out."""
+
+
+def fingerprint(script: Path | str, *modules: str) -> str:
+    """Hash of the code that `script` and `modules` run.
+
+    Parameters
+    ----------
+    script
+        A Python file outside the package, such as a rule's script.
+    *modules
+        Dotted names of modules that the script loads by name at run time, such as the one that defines a model.
+
+    Returns
+    -------
+    Twelve hexadecimal digits.
+    """
+    own = {name.partition(".")[0] for name in modules} | {"ctdb"}
+    pending = [*modules, *_imports(Path(script), "", own)]
+    closure: dict[str, str] = {}
+    while pending:
+        name = pending.pop()
+        file = _source(name)
+        if name in closure or name in REPORTING_ONLY or file is None:
+            continue
+        closure[name] = _file_hash(file)
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        pending += _imports(file, package, own)
+        if "." in name:
+            pending.append(name.rpartition(".")[0])
+    text = "\n".join([_file_hash(Path(script)), *(f"{name} {closure[name]}" for name in sorted(closure))])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _imports(file: Path, package: str, own: set[str]) -> list[str]:
+    """Dotted names that `file` imports, at any depth, from the packages in `own`."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
+            names.append(base)
+            names += [
+                f"{base}.{alias.name}" for alias in node.names
+            ]  # an attribute or a submodule: see _source
+    return [name for name in names if name.partition(".")[0] in own]
+
+
+def _source(name: str) -> Path | None:
+    """Source file of a module, found without importing its package; None for what is not one, such as a function."""
+    top, *parts = name.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent.joinpath(*parts) if spec.submodule_search_locations else Path(spec.origin)
+    candidates = (root / "__init__.py", root.with_suffix(".py"))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _file_hash(file: Path) -> str:
+    status = file.stat()
+    return _tree_hash(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _tree_hash(file: Path, _mtime: int, _size: int) -> str:
+    return hashlib.sha256(repr(_plain(ast.parse(file.read_text(), str(file)))).encode()).hexdigest()
+
+
+def _plain(node: object) -> object:
+    """Syntax tree as nested tuples: without positions, docstrings and empty fields, which vary between Pythons."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Constant):
+        return ("Constant", repr(node.value))
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        ):
+            value = [item for item in value if not _is_bare_string(item)]
+        if name in {"ctx", "type_comment", "type_ignores", "kind"} or value is None or value == []:
+            continue
+        fields.append((name, _plain(value)))
+    return (type(node).__name__, *fields)
+
+
+def _is_bare_string(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -1,0 +1,32 @@
+"""Seeded initial weights, independent of torch's global random state."""
+
+import math
+
+import torch
+from torch import nn
+
+from ctdb.recurrent.cells import LinearCell, _GatedWeights
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw all weights of `module` from `generator`, in place, with the bounds that torch uses.
+
+    Linear layers: U(-1/sqrt(fan in), 1/sqrt(fan in)); recurrent layers: U(-1/sqrt(states), 1/sqrt(states)). The
+    identity is added to the recurrent matrix of a linear system, so that it starts with a long memory. Parameters
+    that a module owns directly, outside these layers, keep the values its constructor gave them.
+    """
+    with torch.no_grad():
+        for layer in module.modules():
+            bound = None
+            if isinstance(layer, nn.Linear):
+                bound = 1 / math.sqrt(layer.in_features)
+            elif isinstance(layer, nn.GRU):
+                bound = 1 / math.sqrt(layer.hidden_size)
+            elif isinstance(layer, _GatedWeights):
+                bound = 1 / math.sqrt(layer.n_states)
+            if bound is not None:
+                for parameter in layer.parameters(recurse=False):
+                    parameter.uniform_(-bound, bound, generator=generator)
+        for layer in module.modules():
+            if isinstance(layer, LinearCell):
+                layer.recurrent.weight.mul_(0.1).add_(torch.eye(layer.n_states))

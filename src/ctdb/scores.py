@@ -1,0 +1,163 @@
+"""The scores table: one tidy row per (fit, split, metric), between a floor and a ceiling."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ctdb.datasets import SPLITS, SpikeDataset
+from ctdb.errors import MetricError
+from ctdb.files import read_hdf5, read_yaml
+from ctdb.metrics import METRICS, Case, NotApplicableError
+from ctdb.seeds import numpy_generator
+
+COLUMNS = {
+    "dataset": "string",
+    "model": "string",
+    "kind": "string",
+    "sweep": "string",
+    "role": "string",
+    "seed": "Int64",
+    "split": "string",
+    "metric": "string",
+    "value": "float64",
+    "low": "float64",
+    "high": "float64",
+    "n_trials": "Int64",
+    "status": "string",
+    "reason": "string",
+}
+"""Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials; `sweep` is a JSON mapping."""
+
+FLOOR, CEILING = "floor_mean_rate", "ceiling_true_rates"
+
+
+def score_fit(
+    dataset: SpikeDataset, fit: Path | str, metrics: Sequence[str] | None, labels: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Score a fit on the splits that its training did not use.
+
+    Parameters
+    ----------
+    dataset
+        What it was fitted to.
+    fit
+        Folder of the fit.
+    metrics
+        Names of metrics; None for all that apply.
+    labels
+        Values of the columns `dataset`, `model`, `kind`, `sweep` and `seed`.
+
+    Returns
+    -------
+    Rows of the scores table. A fit that diverged has rows too, without values, with its status and reason.
+
+    Raises
+    ------
+    MetricError
+        If a metric that was asked for by name cannot be had from this dataset.
+    """
+    spec = read_yaml(Path(fit) / "spec.yaml")
+    arrays, _ = read_hdf5(Path(fit) / "output.h5")
+    labels = {"role": "fit", **labels}
+    if spec["status"] != "ok":
+        return _failed_rows(dataset, metrics, labels, spec["status"], spec["reason"])
+    outputs = {
+        split: {
+            key.removeprefix(f"{split}_"): value
+            for key, value in arrays.items()
+            if key.startswith(f"{split}_")
+        }
+        for split in dataset.splits
+    }
+    return _rows(dataset, outputs, metrics, labels)
+
+
+def score_anchors(dataset: SpikeDataset, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
+    """Score what no fit should fall below, each neuron's mean train rate, and what none can pass, the true rates.
+
+    Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
+    dataset knows the true rates.
+    """
+    outputs = {FLOOR: {}, CEILING: {}}
+    train = dataset["train"]
+    valid = np.ones(train.recon_data.shape[:2], bool)
+    if train.n_bins is not None:
+        valid = np.arange(valid.shape[1]) < train.n_bins[:, None]
+    mean = train.recon_data[valid].mean(0, dtype=np.float64)
+    for split, trials in dataset.splits.items():
+        outputs[FLOOR][split] = {"rates": np.broadcast_to(mean, trials.recon_data.shape)}
+        if trials.truth is not None:
+            outputs[CEILING][split] = {"rates": trials.truth}
+            if trials.latents is not None:
+                outputs[CEILING][split]["latents"] = trials.latents
+    labels = {"dataset": name, "kind": "anchor", "sweep": "{}", "seed": pd.NA}
+    tables = [
+        _rows(dataset, outputs[anchor], metrics, labels | {"model": anchor, "role": role})
+        for anchor, role in ((FLOOR, "floor"), (CEILING, "ceiling"))
+        if outputs[anchor]
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def gather(tables: Iterable[Path | str]) -> pd.DataFrame:
+    """Join the tables of fits and anchors, in a fixed order."""
+    parts = [pd.read_csv(table, dtype=COLUMNS, keep_default_na=False, na_values=[""]) for table in tables]
+    whole = pd.concat(parts, ignore_index=True).fillna({"reason": "", "sweep": "{}"})
+    return whole.sort_values(["dataset", "role", "model", "seed", "split", "metric"], ignore_index=True)
+
+
+def sweep_label(point: Mapping[str, Any]) -> str:
+    """Settings of a sweep's point as they stand in the column `sweep`."""
+    return json.dumps(dict(point), sort_keys=True)
+
+
+def _rows(
+    dataset: SpikeDataset,
+    outputs: Mapping[str, Mapping[str, np.ndarray]],
+    metrics: Sequence[str] | None,
+    labels: Mapping[str, Any],
+) -> pd.DataFrame:
+    rows = []
+    for split in _scored_splits(dataset):
+        for metric in METRICS.modules if metrics is None else metrics:
+            row = {**labels, "split": split, "metric": metric, "n_trials": dataset[split].n_trials}
+            try:
+                sums = METRICS[metric](Case(dataset, outputs, split))
+            except NotApplicableError as error:
+                if metrics is not None and labels["role"] == "fit":
+                    raise MetricError(
+                        f"dataset {labels['dataset']!r}: score {metric!r} was asked for, but {error}. Take it out of "
+                        "`scores.metrics`, or give the dataset what it needs (`n_heldout`, `truth`, `latents`)"
+                    ) from None
+                continue
+            except MetricError as error:
+                rows.append({**row, "status": "undefined", "reason": str(error)})
+                continue
+            low, high = sums.interval(numpy_generator("bootstrap", labels["dataset"], split))
+            rows.append({**row, "value": sums.value, "low": low, "high": high, "status": "ok", "reason": ""})
+    return _table(rows)
+
+
+def _failed_rows(
+    dataset: SpikeDataset, metrics: Sequence[str] | None, labels: Mapping[str, Any], status: str, reason: str
+) -> pd.DataFrame:
+    return _table(
+        [
+            {**labels, "split": split, "metric": metric, "n_trials": dataset[split].n_trials}
+            | {"status": status, "reason": reason}
+            for split in _scored_splits(dataset)
+            for metric in (METRICS.modules if metrics is None else metrics)
+        ]
+    )
+
+
+def _scored_splits(dataset: SpikeDataset) -> list[str]:
+    return [split for split in SPLITS[1:] if split in dataset.splits]
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)

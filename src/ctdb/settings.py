@@ -1,0 +1,44 @@
+"""The base of every group of settings, and those of training, which networks and models share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Typed, immutable settings: an unknown key or a wrong type is an error, never a default."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class PlateauSettings(Settings):
+    """Lower the learning rate when the valid loss stops falling."""
+
+    factor: float = Field(0.5, gt=0, lt=1)
+    patience: Count = 10
+    minimum: NonNegative = 1e-5
+
+
+class TrainingSettings(Settings):
+    """Settings of one training run: Adam, gradients clipped by norm, stopped early on the valid loss.
+
+    Weight decay is Adam's (an L2 penalty on the loss), as in CtDB.
+    """
+
+    max_epochs: Count = 500
+    batch_size: Count = 256
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    gradient_clip: Positive | None = 1.0
+    patience: Count | None = None
+    plateau: PlateauSettings | None = None
+    checkpoint_seconds: NonNegative = 20.0

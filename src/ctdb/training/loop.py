@@ -1,0 +1,393 @@
+"""The training loop: Lightning runs the epochs, this file says what an epoch does and what a kill must not lose.
+
+Every random draw of an epoch comes from a generator seeded by (seed, epoch), so a run that goes on from a checkpoint
+draws what the undisturbed run would have drawn, and ends in the same bytes.
+"""
+
+import contextlib
+import hashlib
+import logging
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from torch import Tensor, nn
+
+from ctdb.errors import TrainingDivergedError
+from ctdb.files import write_text
+from ctdb.provenance import fingerprint
+from ctdb.seeds import derive
+from ctdb.settings import TrainingSettings
+from ctdb.training.batches import Batches
+
+COLUMNS = ("epoch", "train_loss", "valid_loss", "learning_rate")
+
+
+class Trainable(Protocol):
+    """A module with a loss; in train mode it may draw from the generator, in eval mode it must not."""
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Mean loss over the trials of a batch."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training run ended; the module itself holds its best weights.
+
+    Attributes
+    ----------
+    history
+        One row per epoch: epoch, train_loss, valid_loss, learning_rate.
+    best_epoch
+        Epoch with the lowest valid loss, whose weights the module has; -1 if no epoch had a finite one.
+    diverged
+        Where the loss became NaN or infinite, in words, or None.
+    """
+
+    history: pd.DataFrame
+    best_epoch: int
+    diverged: str | None
+
+    def facts(self) -> dict[str, Any]:
+        """What a spec records of the training."""
+        best = self.history.loc[self.history["epoch"] == self.best_epoch, "valid_loss"]
+        return {
+            "status": "ok" if self.diverged is None else "diverged",
+            "reason": self.diverged or "",
+            "n_epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "best_valid_loss": float(best.iloc[0]) if len(best) else None,
+        }
+
+    def raise_if_diverged(self) -> None:
+        """Raise TrainingDivergedError if the loss became NaN or infinite."""
+        if self.diverged is not None:
+            raise TrainingDivergedError(self.diverged)
+
+
+def train(
+    module: nn.Module,
+    train_data: Batches,
+    valid_data: Batches,
+    settings: TrainingSettings,
+    seed: int,
+    out: Path,
+    code: Sequence[str] = (),
+) -> TrainingResult:
+    """Train `module` in place and leave it with the weights of its best epoch.
+
+    Parameters
+    ----------
+    module
+        A :class:`Trainable`.
+    train_data, valid_data
+        Batches; the valid loss, in eval mode, selects the best epoch and stops early.
+    settings
+        How to train.
+    seed
+        Seed of all draws in training.
+    out
+        Folder for `history.csv` and the checkpoint. A checkpoint found there is continued if it belongs to this very
+        run: same data, settings, seed, initial weights and code. :func:`discard_checkpoint` removes it.
+    code
+        Dotted names of the modules that define what is trained, beyond this one: their code is part of the run.
+
+    Returns
+    -------
+    History, best epoch, and where the loss diverged if it did (nothing is raised, so that the caller can write the
+    best weights first).
+    """
+    run = _identity(module, train_data, valid_data, settings, seed, code)
+    keeper = Keeper(out, settings, run)
+    saved = _matching_checkpoint(keeper.checkpoint, run)
+    if saved is not None:
+        print(f"continuing from {keeper.checkpoint}")
+    if saved is not None and saved["finished"]:
+        keeper.load_state_dict(saved)
+    else:
+        _run_epochs(module, train_data, valid_data, settings, seed, keeper, resume=saved is not None)
+    module.load_state_dict(keeper.best_weights)
+    module.cpu().eval()
+    keeper.write_history()
+    return TrainingResult(keeper.history(), keeper.best_epoch, keeper.diverged)
+
+
+def discard_checkpoint(out: Path | str) -> None:
+    """Remove the checkpoint of a run whose outputs are written."""
+    shutil.rmtree(Path(out) / "checkpoint", ignore_errors=True)
+
+
+def _run_epochs(
+    module: nn.Module,
+    train_data: Batches,
+    valid_data: Batches,
+    settings: TrainingSettings,
+    seed: int,
+    keeper: "Keeper",
+    resume: bool,
+) -> None:
+    callbacks: list[pl.Callback] = [keeper]
+    if settings.patience is not None:
+        callbacks.insert(0, EarlyStopping("valid_loss", patience=settings.patience, check_finite=False))
+    if show_bar := sys.stderr.isatty():
+        callbacks.append(TQDMProgressBar())
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=settings.max_epochs,
+            gradient_clip_val=settings.gradient_clip,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=show_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            deterministic=True,
+            default_root_dir=keeper.checkpoint.parent,
+        )
+        device = trainer.strategy.root_device
+        trainer.fit(
+            _LightningModule(module, settings, seed),
+            train_data.to(device),
+            valid_data.to(device),
+            ckpt_path=keeper.checkpoint if resume else None,
+            weights_only=True,
+        )
+
+
+def _identity(
+    module: nn.Module,
+    train_data: Batches,
+    valid_data: Batches,
+    settings: TrainingSettings,
+    seed: int,
+    code: Sequence[str],
+) -> str:
+    """Hash of everything that decides the outcome of a run."""
+    digest = hashlib.sha256()
+    choices = settings.model_dump(exclude={"checkpoint_seconds"})
+    digest.update(repr([choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
+    for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
+        for name, value in tensors.items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _matching_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
+    """What the keeper saved in a checkpoint of this very run; None where there is none."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][Keeper.__qualname__]
+    if saved["run"] == run:
+        return saved
+    print(f"{path} belongs to a run with other data, settings or code: starting afresh")
+    return None
+
+
+class _LightningModule(pl.LightningModule):
+    """A trainable module as Lightning drives it."""
+
+    def __init__(self, module: nn.Module, settings: TrainingSettings, seed: int):
+        super().__init__()
+        self.module, self.settings, self.seed = module, settings, seed
+        self.train_loss, self.valid_loss, self.first_bad_step = torch.zeros(3)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            self.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.train_dataloader.set_epoch(self.current_epoch)
+        seed = derive("training noise", self.seed, self.current_epoch)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.train_loss = torch.zeros((), device=self.device)
+        self.first_bad_step = torch.full((), math.inf, device=self.device)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        loss = self.module.loss(batch, self.generator)
+        detached = loss.detach()
+        self.train_loss = self.train_loss + detached * (
+            _n_trials(batch) / self.trainer.train_dataloader.n_trials
+        )
+        # Kept on the device and read once per epoch: asking here would make a GPU wait in every step.
+        step = self.first_bad_step.clamp(max=self.global_step)
+        self.first_bad_step = torch.where(detached.isfinite(), self.first_bad_step, step)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_loss = torch.zeros((), device=self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        loss = self.module.loss(batch, self.generator)
+        self.valid_loss = self.valid_loss + loss * (_n_trials(batch) / self.trainer.val_dataloaders.n_trials)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("valid_loss", self.valid_loss)
+
+
+class Keeper(pl.Callback):
+    """Keeps what must survive: history, best weights, learning-rate plateau, and a checkpoint to go on from.
+
+    One file holds all of it together with Lightning's own state, so that a kill between two writes cannot leave parts
+    of different epochs.
+
+    Parameters
+    ----------
+    out
+        Output folder.
+    settings
+        Training settings.
+    run
+        Identity of the run, so that a checkpoint of another one is not continued.
+    """
+
+    def __init__(self, out: Path, settings: TrainingSettings, run: str):
+        self.checkpoint = out / "checkpoint" / "last.ckpt"
+        self.history_file = out / "history.csv"
+        self.settings, self.run, self.finished = settings, run, False
+        self.rows: list[list[float]] = []
+        self.best_weights: dict[str, Tensor] | None = None
+        self.best_epoch, self.best_loss = -1, math.inf
+        self.diverged: str | None = None
+        self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        self._plateau_state: dict[str, Any] | None = None
+        self._last_write = self._last_line = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: _LightningModule) -> None:
+        """Keep the initial weights until an epoch beats them; set up the plateau schedule, with its saved state."""
+        if self.best_weights is None:
+            self._keep_weights(pl_module.module)
+        if (plateau := self.settings.plateau) is not None:
+            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                trainer.optimizers[0],
+                factor=plateau.factor,
+                patience=plateau.patience,
+                min_lr=plateau.minimum,
+            )
+            if self._plateau_state is not None:
+                self.plateau.load_state_dict(self._plateau_state)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: _LightningModule) -> None:
+        """Record the epoch; keep the best weights; stop where the loss is not finite."""
+        epoch, train_loss, valid_loss = (
+            trainer.current_epoch,
+            float(pl_module.train_loss),
+            float(pl_module.valid_loss),
+        )
+        self.rows.append([epoch, train_loss, valid_loss, trainer.optimizers[0].param_groups[0]["lr"]])
+        if not (math.isfinite(train_loss) and math.isfinite(valid_loss)):
+            self._stop_diverged(trainer, pl_module, epoch, train_loss)
+            return
+        if valid_loss < self.best_loss:
+            self.best_epoch, self.best_loss = epoch, valid_loss
+            self._keep_weights(pl_module.module)
+        if self.plateau is not None:
+            self.plateau.step(valid_loss)
+        self._report(trainer)
+        if time.monotonic() - self._last_write >= self.settings.checkpoint_seconds:
+            self.write_checkpoint(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: _LightningModule) -> None:
+        """Leave a checkpoint of the finished run, from which its outputs can be written again without training."""
+        if self.diverged is None:
+            self.finished = True
+            self.write_checkpoint(trainer)
+
+    def write_checkpoint(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint, whole or not at all."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(self.checkpoint)
+        self._last_write = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for the checkpoint: plain values and tensors only."""
+        return {
+            "run": self.run,
+            "finished": self.finished,
+            "rows": torch.tensor(self.rows, dtype=torch.float64),
+            "best_weights": self.best_weights,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss,
+            "plateau": None if self.plateau is None else self.plateau.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """State from the checkpoint."""
+        self.rows = state_dict["rows"].tolist()
+        self.best_weights = state_dict["best_weights"]
+        self.best_epoch, self.best_loss = state_dict["best_epoch"], state_dict["best_loss"]
+        self._plateau_state = state_dict["plateau"]
+
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.DataFrame(self.rows, columns=list(COLUMNS)).astype({"epoch": int})
+
+    def write_history(self) -> None:
+        """Write `history.csv`."""
+        write_text(self.history_file, self.history().to_csv(index=False))
+
+    def _keep_weights(self, module: nn.Module) -> None:
+        self.best_weights = {
+            name: value.detach().cpu().clone() for name, value in module.state_dict().items()
+        }
+
+    def _stop_diverged(
+        self, trainer: pl.Trainer, pl_module: _LightningModule, epoch: int, train_loss: float
+    ) -> None:
+        step = float(pl_module.first_bad_step)
+        where = (
+            f"training step {step:.0f} (epoch {epoch})"
+            if math.isfinite(step)
+            else f"the validation of epoch {epoch}"
+        )
+        kept = f"the weights of epoch {self.best_epoch}" if self.best_epoch >= 0 else "the initial weights"
+        value = "NaN" if math.isnan(train_loss) or math.isnan(float(pl_module.valid_loss)) else "infinite"
+        self.diverged = (
+            f"the loss became {value} in {where}; {kept} are kept. "
+            "A lower learning_rate or a lower gradient_clip usually cures it"
+        )
+        trainer.should_stop = True
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        """Print a line now and then, so that a log file shows progress without a terminal."""
+        epoch, train_loss, valid_loss, rate = self.rows[-1]
+        last = epoch + 1 == self.settings.max_epochs or trainer.should_stop
+        if last or epoch == 0 or time.monotonic() - self._last_line >= 5:
+            self._last_line = time.monotonic()
+            print(
+                f"epoch {epoch + 1:.0f}/{self.settings.max_epochs}: train {train_loss:.6g}, valid {valid_loss:.6g} "
+                f"(best {self.best_loss:.6g} at {self.best_epoch + 1}), learning rate {rate:.3g}"
+            )
+
+
+def _n_trials(batch: Mapping[str, Tensor]) -> int:
+    return len(next(iter(batch.values())))
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Hide Lightning's advice on things that are decided here; its errors still show."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)"
+        )
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
