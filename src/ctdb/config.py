@@ -130,9 +130,7 @@ class _Checker:
         self._give_up_if_wrong()
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         network_tasks = {name: dict(entry).pop("task", None) for name, entry in layout.networks.items()}
-        own = {
-            name: {k: v for k, v in entry.items() if k != "task"} for name, entry in layout.networks.items()
-        }
+        own = {name: {k: v for k, v in entry.items() if k != "task"} for name, entry in layout.networks.items()}
         networks = self._kinds("networks", own, NETWORKS)
         for name, task in network_tasks.items():
             self._known("task", task, layout.tasks, f"networks.{name}.task")
@@ -172,9 +170,7 @@ class _Checker:
             "modules": {section: registry.modules for section, registry in registries.items()},
         }
 
-    def _kinds(
-        self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry
-    ) -> dict[str, Any]:
+    def _kinds(self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry) -> dict[str, Any]:
         """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
         checked = {}
         for name, entry in entries.items():
@@ -191,9 +187,7 @@ class _Checker:
         checked = {}
         for name, entry in layout.datasets.items():
             where = f"datasets.{name}"
-            if self._good_name(name, where) and self._known(
-                "kind", entry.get("kind"), DATASET_KINDS, f"{where}.kind"
-            ):
+            if self._good_name(name, where) and self._known("kind", entry.get("kind"), DATASET_KINDS, f"{where}.kind"):
                 settings = self._validate(DATASET_KINDS[entry["kind"]], entry, where)
                 if settings is not None:
                     checked[name] = settings.model_dump()
@@ -209,10 +203,7 @@ class _Checker:
             known = [
                 self._known("dataset", name, layout.datasets, f"{where}.datasets[{i}]")
                 for i, name in enumerate(entry.datasets)
-            ] + [
-                self._known("model", name, models, f"{where}.models[{i}]")
-                for i, name in enumerate(entry.models)
-            ]
+            ] + [self._known("model", name, models, f"{where}.models[{i}]") for i, name in enumerate(entry.models)]
             if not all(known):
                 continue
             for model, point in itertools.product(entry.models, list(self._points(entry, where))):
@@ -245,15 +236,13 @@ class _Checker:
             for i, value in enumerate(values):
                 if not isinstance(value, int | float | str) or not SWEEP_VALUE.fullmatch(str(value)):
                     self.problems.append(
-                        f"{where}.sweep.{key}[{i}]: {value!r} cannot name a folder; expected a number, or letters and digits"
+                        f"{where}.sweep.{key}[{i}]: {value!r} cannot name a folder; expected a number or a word"
                     )
                     return
         for values in itertools.product(*entry.sweep.values()):
             yield dict(zip(entry.sweep, values, strict=True))
 
-    def _swept(
-        self, settings: Mapping[str, Any], point: Mapping[str, Any], where: str
-    ) -> dict[str, Any] | None:
+    def _swept(self, settings: Mapping[str, Any], point: Mapping[str, Any], where: str) -> dict[str, Any] | None:
         """Settings of a model with a sweep's point put in; None if it does not fit."""
         changed = json.loads(json.dumps(settings))
         for key, value in point.items():
@@ -271,9 +260,7 @@ class _Checker:
         checked = self._validate(MODELS[settings["kind"]].Settings, changed, where)
         return None if checked is None else checked.model_dump()
 
-    def _heldout(
-        self, datasets: Mapping[str, Any], metrics: list[str] | None, fits: list[dict[str, Any]]
-    ) -> None:
+    def _heldout(self, datasets: Mapping[str, Any], metrics: list[str] | None, fits: list[dict[str, Any]]) -> None:
         """Refuse a held-out score of a dataset that says itself that it holds out no neuron."""
         asked = [metric for metric in metrics or [] if metric == "bits_per_spike_heldout"]
         for name in dict.fromkeys(fit["dataset"] for fit in fits):
@@ -281,8 +268,8 @@ class _Checker:
             mapped = settings["kind"] == "file" and (settings["keys"] or {"encod_data": True})["encod_data"]
             if asked and settings["n_heldout"] == 0 and not mapped:
                 self.problems.append(
-                    f"datasets.{name}.n_heldout: is 0, but scores.metrics asks for {asked[0]!r}; hold out some neurons, "
-                    "or take the metric out"
+                    f"datasets.{name}.n_heldout: is 0, but scores.metrics asks for {asked[0]!r}; "
+                    "hold out some neurons, or take the metric out"
                 )
 
     def _needs(
@@ -350,9 +337,7 @@ def _explain(kind: type[BaseModel], problem: Mapping[str, Any], where: str) -> s
     if problem["type"] == "missing":
         return f"{path}: missing; it has no default"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" + (
-        "" if isinstance(problem["input"], dict) else f"; found {problem['input']!r}"
-    )
+    return f"{path}: {message}" + ("" if isinstance(problem["input"], dict) else f"; found {problem['input']!r}")
 
 
 def _fields(kind: type[BaseModel], loc: tuple) -> list[str]:
@@ -362,9 +347,7 @@ def _fields(kind: type[BaseModel], loc: tuple) -> list[str]:
             continue
         annotation = kind.model_fields[part].annotation
         nested = [
-            option
-            for option in _options(annotation)
-            if isinstance(option, type) and issubclass(option, BaseModel)
+            option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)
         ]
         if nested:
             kind = nested[0]
@@ -388,11 +371,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

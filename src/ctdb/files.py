@@ -83,7 +83,7 @@ def write_hdf5(path: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
 def read_hdf5(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read all arrays and root attributes of a flat HDF5 file."""
     with h5py.File(path, "r") as file:
-        arrays = {key: value[()] for key, value in file.items() if isinstance(value, h5py.Dataset)}
+        arrays = {key: np.asarray(value[()]) for key, value in file.items() if isinstance(value, h5py.Dataset)}
         return arrays, dict(file.attrs)
 
 
@@ -97,7 +97,7 @@ def lock(folder: Path | str) -> Iterator[None]:
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")
+        file = open(path, "w")  # noqa: SIM115 -- closed below, whatever happens
     except OSError as error:
         raise WriteError(_explain(path, error)) from error
     with file:

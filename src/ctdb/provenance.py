@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.jobs", "ctdb.provenance"})
@@ -58,20 +59,22 @@ def _imports(file: Path, package: str, own: set[str]) -> list[str]:
                 parents = package.split(".")
                 base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
             names.append(base)
-            names += [
-                f"{base}.{alias.name}" for alias in node.names
-            ]  # an attribute or a submodule: see _source
+            names += [f"{base}.{alias.name}" for alias in node.names]  # an attribute or a submodule: see _source
     return [name for name in names if name.partition(".")[0] in own]
 
 
 def _source(name: str) -> Path | None:
     """Source file of a module, found without importing its package; None for what is not one, such as a function."""
     top, *parts = name.split(".")
+    if top == "__main__":  # a model defined in the running script; a session has no file
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        return None if script is None else Path(script)
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    root = Path(spec.origin).parent.joinpath(*parts) if spec.submodule_search_locations else Path(spec.origin)
-    candidates = (root / "__init__.py", root.with_suffix(".py"))
+    folders = [Path(folder, *parts) for folder in spec.submodule_search_locations or []]  # several for a namespace
+    roots = folders or ([] if spec.origin is None else [Path(spec.origin)])
+    candidates = (file for root in roots for file in (root / "__init__.py", root.with_suffix(".py")))
     return next((file for file in candidates if file.is_file()), None)
 
 
@@ -95,9 +98,7 @@ def _plain(node: object) -> object:
         return ("Constant", repr(node.value))
     fields = []
     for name, value in ast.iter_fields(node):
-        if name == "body" and isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ):
+        if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             value = [item for item in value if not _is_bare_string(item)]
         if name in {"ctx", "type_comment", "type_ignores", "kind"} or value is None or value == []:
             continue
@@ -106,8 +107,4 @@ def _plain(node: object) -> object:
 
 
 def _is_bare_string(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

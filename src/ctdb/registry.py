@@ -52,7 +52,7 @@ class Registry:
         Raises
         ------
         ConfigError
-            If two modules claim one name.
+            If a name is claimed twice.
         """
         found: dict[str, str] = {}
         package = importlib.import_module(self.package)
@@ -60,7 +60,8 @@ class Registry:
             for name in _registered_names(file):
                 self._claim(found, name, f"{self.package}.{file.stem}")
         for point in entry_points(group=self.package):
-            self._claim(found, point.name, point.module)
+            if found.get(point.name) != point.module:
+                self._claim(found, point.name, point.module)
         return dict(sorted(found.items()))
 
     def module(self, name: str) -> str:
@@ -77,10 +78,9 @@ class Registry:
         return self._defined[name]
 
     def _claim(self, found: dict[str, str], name: str, module: str) -> None:
-        if found.setdefault(name, module) != module:
-            raise ConfigError(
-                f"{self.package}: both {found[name]} and {module} register {name!r}; rename one"
-            )
+        if name in found:
+            raise ConfigError(f"{self.package}: both {found[name]} and {module} register {name!r}; rename one")
+        found[name] = module
 
 
 def _registered_names(file: Path) -> list[str]:

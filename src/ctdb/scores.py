@@ -66,11 +66,7 @@ def score_fit(
     if spec["status"] != "ok":
         return _failed_rows(dataset, metrics, labels, spec["status"], spec["reason"])
     outputs = {
-        split: {
-            key.removeprefix(f"{split}_"): value
-            for key, value in arrays.items()
-            if key.startswith(f"{split}_")
-        }
+        split: {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
         for split in dataset.splits
     }
     return _rows(dataset, outputs, metrics, labels)

@@ -9,7 +9,7 @@ Repairs
 - Standardisation is per unit. CtDB used one mean and one deviation for all units together, which leaves many neurons
   nearly constant and a few very hot. (`ctd` restores it.)
 - Counts of dispersion below 1 have the exact mean and, wherever any count distribution can, the exact Fano factor.
-  CtDB drew Binomial(int(rate / d), d), whose mean is up to d too low and whose Fano factor is 1 - d. (`ctd` restores it.)
+  CtDB drew Binomial(int(rate / d), d), of a mean up to d too low and a Fano factor of 1 - d. (`ctd` restores it.)
 - The states are those saved when the network ran, never simulated again with other noise, and the external inputs are
   those that the network saw in that very bin (CtDB's closed-loop inputs came one bin late, its trimmed trials lost one
   bin too many).
@@ -54,9 +54,7 @@ class SimulationSettings(Settings):
     @model_validator(mode="after")
     def _some_trials_left(self) -> "SimulationSettings":
         if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "valid_fraction and test_fraction must leave trials for train: their sum must be below 1"
-            )
+            raise ValueError("valid_fraction and test_fraction must leave trials for train: their sum must be below 1")
         return self
 
 
@@ -86,9 +84,7 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     drive = standardise(states, settings.compatibility)[:, :, units] / settings.rate_scale
     truth = rectify(drive, settings.rectification)
     draw = ctd_counts if settings.compatibility == "ctd" else counts
-    spikes = draw(truth, settings.dispersion, numpy_generator("spike counts", settings.seed)).astype(
-        np.float32
-    )
+    spikes = draw(truth, settings.dispersion, numpy_generator("spike counts", settings.seed)).astype(np.float32)
     whole = Split(
         encod_data=spikes[:, :, : settings.n_heldin],
         recon_data=spikes,
@@ -110,9 +106,7 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     )
 
 
-def embedding(
-    states: Float[np.ndarray, "trials bins units"], n_neurons: int, seed: int
-) -> Int[np.ndarray, " neurons"]:
+def embedding(states: Float[np.ndarray, "trials bins units"], n_neurons: int, seed: int) -> Int[np.ndarray, " neurons"]:
     """Unit that each neuron reads: as many random permutations of the varying units as it takes, one after another.
 
     Raises
@@ -123,26 +117,20 @@ def embedding(
     deviation = states.std((0, 1))
     varying = np.flatnonzero(deviation > 1e-6 * max(deviation.max(), np.finfo(float).tiny))
     if len(varying) == 0:
-        raise DatasetError(
-            "the network's states never vary, so no spikes can carry them; train it longer or reseed it"
-        )
+        raise DatasetError("the network's states never vary, so no spikes can carry them; train it longer or reseed it")
     rng = numpy_generator("embedding", seed)
     n_permutations = -(-n_neurons // len(varying))
     return np.concatenate([rng.permutation(varying) for _ in range(n_permutations)])[:n_neurons]
 
 
-def standardise(
-    states: Float[np.ndarray, "trials bins units"], compatibility: str
-) -> Float[np.ndarray, "..."]:
+def standardise(states: Float[np.ndarray, "trials bins units"], compatibility: str) -> Float[np.ndarray, "..."]:
     """Zero mean and unit deviation over trials and bins: per unit, or over all units together (`ctd`)."""
     axes = (0, 1, 2) if compatibility == "ctd" else (0, 1)
     deviation = states.std(axes, keepdims=True)
     return (states - states.mean(axes, keepdims=True)) / np.where(deviation > 0, deviation, 1)
 
 
-def rectify(
-    drive: Float[np.ndarray, "trials bins neurons"], kind: str
-) -> Float[np.ndarray, "trials bins neurons"]:
+def rectify(drive: Float[np.ndarray, "trials bins neurons"], kind: str) -> Float[np.ndarray, "trials bins neurons"]:
     """Rates per bin from standardised drive.
 
     `exp`; `softplus`; or `sigmoid` with a maximum of 2 and slopes from 10^0.2 to 10 across neurons.
@@ -161,10 +149,11 @@ def counts(
     r"""Draw counts with mean `rates` and Fano factor (variance over mean) `dispersion`.
 
     Poisson for 1. Above 1, the negative binomial with :math:`r = \lambda / (d - 1)` successes of probability
-    :math:`1 / d`. Below 1, a mixture of two binomials of the same mean, with the two whole numbers of trials around
-    :math:`\lambda / (1 - d)`, mixed so that the variance is exactly :math:`d \lambda`. Where that would ask for
-    fewer trials than spikes, as in every bin with :math:`\lambda < 1 - d`, the fewest possible are taken: no count of
-    mean :math:`\lambda < 1` can have a Fano factor below :math:`1 - \lambda`.
+    :math:`1 / d`. Below 1, a mixture of two counts of the same mean, with shares that make the variance exactly
+    :math:`d \lambda`: binomials with the two whole numbers of trials around :math:`\lambda / (1 - d)`; where the lower
+    one is too few for the spikes, the two whole numbers around :math:`\lambda` take its place. No count varies less
+    than those, so they are the limit for :math:`d \to 0`; a mean :math:`\lambda < 1` cannot have a Fano factor below
+    :math:`1 - \lambda`.
 
     Parameters
     ----------
@@ -180,13 +169,18 @@ def counts(
     if dispersion > 1:
         return rng.poisson(rng.gamma(rates / (dispersion - 1), dispersion - 1))
     ideal = rates / (1 - dispersion)
-    upper = np.maximum(np.ceil(ideal), 1)
-    lower = np.where(np.floor(ideal) >= np.maximum(rates, 1), np.floor(ideal), upper)
-    # Share w of `lower` with w * rates/lower + (1 - w) * rates/upper = 1 - dispersion; 0 where the two are the same.
-    gap = np.where(lower < upper, rates / lower - rates / upper, 1)
-    share = np.where(lower < upper, (1 - dispersion - rates / upper) / gap, 0)
-    trials = np.where(rng.random(rates.shape) < share, lower, upper)
-    return rng.binomial(trials.astype(np.int64), rates / trials)
+    upper, lower = np.maximum(np.ceil(ideal), 1), np.floor(ideal)
+    whole, rest = np.floor(rates), rates - np.floor(rates)
+    narrowest = lower < np.maximum(rates, 1)
+    wide = rates * (1 - rates / upper)
+    narrow = np.where(narrowest, rest * (1 - rest), rates * (1 - rates / np.maximum(lower, 1)))
+    # Share w of the narrow count with w * narrow + (1 - w) * wide = dispersion * rates; 0 where the two are the same.
+    differ = wide > narrow
+    share = np.where(differ, (wide - dispersion * rates) / np.where(differ, wide - narrow, 1), 0)
+    is_narrow = rng.random(rates.shape) < share
+    trials = np.where(is_narrow & ~narrowest, lower, upper)
+    binomial = rng.binomial(trials.astype(np.int64), rates / trials)
+    return np.where(is_narrow & narrowest, whole.astype(np.int64) + (rng.random(rates.shape) < rest), binomial)
 
 
 def ctd_counts(

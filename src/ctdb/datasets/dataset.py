@@ -158,10 +158,11 @@ def check(dataset: SpikeDataset, where: str) -> SpikeDataset:
                     f"{where}: {name}_{key} has (bins, channels) {value.shape[1:]} but train_{key} has "
                     f"{reference[key]}; all splits must agree, so cut or pad them alike"
                 )
-        if missing := reference.keys() - split.arrays().keys():
+        if unmatched := reference.keys() ^ split.arrays().keys():
+            key = min(unmatched)
+            has, lacks = ("train", name) if key in reference else (name, "train")
             raise DatasetError(
-                f"{where}: {name}_{min(missing)} is missing although train_{min(missing)} is there; "
-                "give it for every split or for none"
+                f"{where}: {lacks}_{key} is missing although {has}_{key} is there; give it for every split or for none"
             )
     return dataset
 
@@ -208,20 +209,14 @@ def _check_split(name: str, split: Split, where: str) -> None:
                 f"{where}: {name}_truth has {split.truth.shape[2]} neurons but {name}_recon_data has {recon.shape[2]}"
             )
         if split.truth.min() < 0:
-            raise DatasetError(
-                f"{where}: {name}_truth holds negative rates; expected spikes per bin, at least 0"
-            )
+            raise DatasetError(f"{where}: {name}_truth holds negative rates; expected spikes per bin, at least 0")
     if split.n_bins is not None and not (split.n_bins.min() >= 1 and split.n_bins.max() <= recon.shape[1]):
-        raise DatasetError(
-            f"{where}: {name}_n_bins must lie between 1 and the {recon.shape[1]} bins of the trials"
-        )
+        raise DatasetError(f"{where}: {name}_n_bins must lie between 1 and the {recon.shape[1]} bins of the trials")
 
 
 def _check_counts(counts: np.ndarray, label: str) -> None:
     if counts.size == 0:
-        raise DatasetError(
-            f"{label} is empty: shape {counts.shape}; expected (trials, bins, neurons) with none zero"
-        )
+        raise DatasetError(f"{label} is empty: shape {counts.shape}; expected (trials, bins, neurons) with none zero")
     for bad, what, remedy in (
         (counts < 0, "a negative count", "spike counts are 0, 1, 2, ...; was a baseline subtracted?"),
         (
@@ -236,6 +231,4 @@ def _check_counts(counts: np.ndarray, label: str) -> None:
 
 
 def _position(index: np.ndarray) -> str:
-    return ", ".join(
-        f"{axis} {i}" for axis, i in zip(("trial", "bin", "channel"), index.tolist(), strict=False)
-    )
+    return ", ".join(f"{axis} {i}" for axis, i in zip(("trial", "bin", "channel"), index.tolist(), strict=False))

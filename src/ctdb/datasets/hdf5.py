@@ -82,15 +82,9 @@ def read(path: Path | str) -> SpikeDataset:
     if not splits:
         raise missing_key(path, "train_encod_data", arrays)
     bin_s = attributes.get("bin_s")
-    return check(
-        SpikeDataset(
-            splits,
-            None if bin_s is None else float(bin_s),
-            json.loads(attributes.get("names", "{}")),
-            json.loads(attributes.get("provenance", "{}")),
-        ),
-        str(path),
-    )
+    ours = str(attributes.get("format")) == FORMAT  # another program's attributes of the same names need not be JSON
+    names, provenance = (json.loads(attributes.get(key, "{}")) if ours else {} for key in ("names", "provenance"))
+    return check(SpikeDataset(splits, None if bin_s is None else float(bin_s), names, provenance), str(path))
 
 
 def open_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict]:
@@ -132,7 +126,7 @@ def as_split(values: Mapping[str, np.ndarray], label: str) -> Split:
 def missing_key(path: Path | str, key: str, arrays: Mapping[str, np.ndarray]) -> DatasetError:
     """Error for an absent key that names the nearest one in the file."""
     return DatasetError(
-        f"{path}: no key {key!r}; {nearest(key, arrays)} Map other names with `keys` in the configuration"
+        f"{path}: no key {key!r} ({nearest(key, arrays)}). Map other names with `keys` in the configuration"
     )
 
 

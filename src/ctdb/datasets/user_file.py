@@ -82,9 +82,7 @@ def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
     dataset = read(path) if settings.keys is None else _read_mapped(settings, path)
     bin_s = settings.bin_s or dataset.bin_s
     if bin_s is None:
-        raise DatasetError(
-            f"{path}: the file does not tell its bin width; give `bin_s` (seconds) in the configuration"
-        )
+        raise DatasetError(f"{path}: the file does not tell its bin width; give `bin_s` (seconds) in the configuration")
     splits = dict(dataset.splits)
     if settings.truth_unit == "hz":
         splits = {name: _replace(split, truth=_scaled(split.truth, bin_s)) for name, split in splits.items()}
@@ -117,9 +115,7 @@ def _read_mapped(settings: FileSettings, path: Path | str) -> SpikeDataset:
     return check(SpikeDataset(splits, settings.bin_s), str(path))
 
 
-def _hold_out(
-    splits: dict[str, Split], settings: FileSettings, path: Path | str
-) -> tuple[dict[str, Split], list[int]]:
+def _hold_out(splits: dict[str, Split], settings: FileSettings, path: Path | str) -> tuple[dict[str, Split], list[int]]:
     n_neurons, n_heldin = splits["train"].recon_data.shape[2], splits["train"].encod_data.shape[2]
     if settings.n_heldout == 0:
         return splits, list(range(n_neurons))
@@ -150,8 +146,8 @@ def _carve(train: Split, settings: FileSettings, path: Path | str) -> dict[str, 
     n_test = round(settings.test_fraction * train.n_trials)
     if not 0 < n_test < train.n_trials:
         raise DatasetError(
-            f"{path}: `test_fraction` {settings.test_fraction} of {train.n_trials} train trials leaves {n_test} for test; "
-            "choose a share that leaves some on both sides, or `test: valid`"
+            f"{path}: `test_fraction` {settings.test_fraction} of {train.n_trials} train trials leaves {n_test} "
+            "for test; choose a share that leaves some on both sides, or `test: valid`"
         )
     order = numpy_generator("test split", settings.seed).permutation(train.n_trials)
     return {"train": train.take(np.sort(order[n_test:])), "test": train.take(np.sort(order[:n_test]))}

@@ -9,7 +9,7 @@ from ctdb.metrics.case import METRICS, Case, NotApplicableError
 from ctdb.metrics.trial_sums import TrialSums, masked, trials_of
 
 RATE_FLOOR = 1e-9
-"""Smallest rate, in spikes per bin, as in the Neural Latents Benchmark: a spike where none was expected stays finite."""
+"""Smallest rate, in spikes per bin, as in the Neural Latents Benchmark: an unexpected spike stays finite."""
 
 
 def log_likelihood_terms(rates: np.ndarray, spikes: np.ndarray) -> np.ndarray:
@@ -35,9 +35,7 @@ def bits_per_spike_sums(
     null = np.broadcast_to(np.asarray(null_rates, np.float64), spikes.shape)
     gain = masked(log_likelihood_terms(rates, spikes) - log_likelihood_terms(null, spikes), valid).sum((1, 2))
     n_spikes = masked(spikes, valid).sum((1, 2))
-    return TrialSums(
-        np.stack([gain, n_spikes], axis=1), lambda sums: sums[..., 0] / sums[..., 1] / math.log(2)
-    )
+    return TrialSums(np.stack([gain, n_spikes], axis=1), lambda sums: sums[..., 0] / sums[..., 1] / math.log(2))
 
 
 def bits_per_spike(

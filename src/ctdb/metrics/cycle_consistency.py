@@ -28,9 +28,7 @@ def cycle_consistency_sums(
     left, singular, right = np.linalg.svd(weights, full_matrices=False)
     share = np.cumsum(singular**2) / max((singular**2).sum(), np.finfo(float).tiny)
     rank = min(int(np.searchsorted(share, VARIANCE_KEPT)) + 1, len(singular))
-    inverse = (
-        right[:rank].T @ np.diag(1 / singular[:rank]) @ left[:, :rank].T if singular[0] > 0 else weights.T * 0
-    )
+    inverse = right[:rank].T @ np.diag(1 / singular[:rank]) @ left[:, :rank].T if singular[0] > 0 else weights.T * 0
     latents_eval, rates_eval, _ = trials_of(latents_eval, rates_eval, n_bins=n_bins_eval)
     if through == "predicted":
         log_rates_eval = latents_eval @ weights + offset

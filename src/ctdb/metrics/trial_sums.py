@@ -30,9 +30,7 @@ class TrialSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(self.combine(self.terms.sum(0)))
 
-    def interval(
-        self, rng: np.random.Generator, level: float = 0.95, n_resamples: int = 1000
-    ) -> tuple[float, float]:
+    def interval(self, rng: np.random.Generator, level: float = 0.95, n_resamples: int = 1000) -> tuple[float, float]:
         """Percentile bootstrap interval over trials.
 
         Parameters
@@ -53,9 +51,7 @@ class TrialSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = self.combine(drawn.astype(np.float64) @ self.terms)
         tail = 100 * (1 - level) / 2
-        low, high = (
-            np.nanpercentile(scores, [tail, 100 - tail]) if np.isfinite(scores).any() else (np.nan, np.nan)
-        )
+        low, high = np.nanpercentile(scores, [tail, 100 - tail]) if np.isfinite(scores).any() else (np.nan, np.nan)
         return float(low), float(high)
 
 
@@ -81,20 +77,14 @@ def trials_of(*arrays: np.ndarray, n_bins: np.ndarray | None = None) -> tuple[np
     if n_bins is not None:
         n_bins = np.asarray(n_bins)
         if n_bins.shape != (n_trials,):
-            raise MetricError(
-                f"n_bins has shape {n_bins.shape}; expected one length for each of the {n_trials} trials"
-            )
+            raise MetricError(f"n_bins has shape {n_bins.shape}; expected one length for each of the {n_trials} trials")
         valid = np.arange(length) < n_bins[:, None]
     for array in shaped:
         if not np.isfinite(array[valid]).all():
-            raise MetricError(
-                "a metric was given NaN or infinite values in valid bins; mask those bins with n_bins"
-            )
+            raise MetricError("a metric was given NaN or infinite values in valid bins; mask those bins with n_bins")
     return *shaped, valid
 
 
-def masked(
-    array: Float[np.ndarray, "trials bins channels"], valid: Bool[np.ndarray, "trials bins"]
-) -> np.ndarray:
+def masked(array: Float[np.ndarray, "trials bins channels"], valid: Bool[np.ndarray, "trials bins"]) -> np.ndarray:
     """`array` with zeros in bins that are not valid."""
     return array if valid.all() else np.where(valid[..., None], array, 0.0)

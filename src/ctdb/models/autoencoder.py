@@ -86,9 +86,7 @@ class SequentialAutoencoder(Model):
         log_rates, latents = self(batch["encod_data"], batch["ext_input"])
         return {"rates": log_rates.exp(), "latents": latents}
 
-    def step(
-        self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]
-    ) -> Float[Tensor, "n states"]:
+    def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:
         """Next latent state."""
         dtype = self.to_log_rates.weight.dtype
         return self.cell(input.to(dtype), state.to(dtype))

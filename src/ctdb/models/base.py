@@ -80,9 +80,7 @@ class Model(nn.Module, ABC):
         """Inferred `rates` (trials, bins, neurons), `latents`, and whatever else the model has, per trial."""
 
     @abstractmethod
-    def step(
-        self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]
-    ) -> Float[Tensor, "n states"]:
+    def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:
         """Next state: the system whose fixed points and Jacobians are analysed."""
 
     @abstractmethod
@@ -113,8 +111,7 @@ class Model(nn.Module, ABC):
         }
         chunks = {name: value.split(TRIALS_PER_PASS) for name, value in batch.items()}
         passes = [
-            self.infer_batch(dict(zip(chunks, parts, strict=True)))
-            for parts in zip(*chunks.values(), strict=True)
+            self.infer_batch(dict(zip(chunks, parts, strict=True))) for parts in zip(*chunks.values(), strict=True)
         ]
         self.train(was_training)
         return {name: torch.cat([one[name] for one in passes]).cpu() for name in passes[0]}
@@ -136,21 +133,18 @@ class Model(nn.Module, ABC):
 
         Returns
         -------
-        `encod_data`; `recon_data` if there; `ext_input`, with no channels where there is none; and `weight` (trials,
-        bins, 1), which is 1 in valid bins and 0 in padding.
+        `encod_data`, 0 in padding; `recon_data` if there; `ext_input`, with no channels where there is none; and `weight`
+        (trials, bins, 1), which is 1 in valid bins and 0 in padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
-        made = {
-            name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays
-        }
+        made = {name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}
         encod, n_bins = made["encod_data"], self.sizes.n_recon_bins
         ext_input = arrays.get("ext_input")
-        made["ext_input"] = (
-            encod.new_zeros(len(encod), n_bins, 0) if ext_input is None else torch.as_tensor(ext_input)
-        )
+        made["ext_input"] = encod.new_zeros(len(encod), n_bins, 0) if ext_input is None else torch.as_tensor(ext_input)
         made["weight"] = encod.new_ones(len(encod), n_bins, 1)
         if "n_bins" in arrays:
             made["weight"][:, :, 0] = torch.arange(n_bins) < torch.as_tensor(arrays["n_bins"])[:, None]
+            made["encod_data"] = encod * made["weight"][:, : encod.shape[1]]
         return made
 
 
@@ -178,7 +172,8 @@ def build(spec: Mapping[str, Any], dataset: SpikeDataset) -> Model:
 
 def _build(spec: Mapping[str, Any], sizes: Sizes) -> Model:
     kind = MODELS[spec["kind"]]
-    model = kind(kind.Settings(**spec), sizes)
+    with torch.random.fork_rng(devices=[]):  # torch's own layers draw from global state when they are made
+        model = kind(kind.Settings(**spec), sizes)
     initialise(model, torch.Generator().manual_seed(derive("model weights", model.settings.seed)))
     return model
 

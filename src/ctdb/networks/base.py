@@ -57,9 +57,7 @@ class Network(nn.Module):
         """Recurrent cell of this architecture."""
         raise TypeError(f"{type(self).__name__} does not say what its cell is")
 
-    def step(
-        self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]
-    ) -> Float[Tensor, "n states"]:
+    def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:
         """Next state without noise: the system whose fixed points and Jacobians are analysed."""
         dtype = self.initial_state.dtype
         return self.cell(input.to(dtype), state.to(dtype))
@@ -118,7 +116,8 @@ def build(spec: Mapping[str, Any], n_inputs: int, n_outputs: int, seed: int) -> 
         For an unknown kind.
     """
     kind = NETWORKS[spec["kind"]]
-    network = kind(kind.Settings(**spec), n_inputs, n_outputs)
+    with torch.random.fork_rng(devices=[]):  # torch's own layers draw from global state when they are made
+        network = kind(kind.Settings(**spec), n_inputs, n_outputs)
     initialise(network, torch.Generator().manual_seed(derive("network weights", seed)))
     return network
 

@@ -64,19 +64,16 @@ def train_network(
         for name, split in trials.items()
     }
     code = (type(network).__module__, type(task).__module__, __name__)
+    own = {"network": network.settings.model_dump(exclude={"training"}), "task": task.settings.model_dump()}
     with lock(out):
-        result = train(
-            _OnTask(network, task), batches["train"], batches["valid"], training, seed, Path(out), code
-        )
+        result = train(_OnTask(network, task), batches["train"], batches["valid"], training, seed, Path(out), code, own)
         network.save(out, seed=seed, **result.facts())
         discard_checkpoint(out)
     result.raise_if_diverged()
     return network
 
 
-def record_activity(
-    directory: Path | str, task: Task, trials: TaskTrials, seed: int, out: Path | str
-) -> None:
+def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed: int, out: Path | str) -> None:
     """Run a trained network, with its noise, over the simulation trials and write what happened.
 
     Parameters
@@ -111,6 +108,4 @@ def record_activity(
         "baseline_loss": float(task.loss(mean.astype(np.float64), trials.targets, trials.loss_weight)),
     }
     write_hdf5(out, {"states": np.concatenate(states), "outputs": outputs, **trials.arrays()}, facts)
-    print(
-        f"task loss {facts['loss']:.3g}, {facts['loss'] / facts['baseline_loss']:.1%} of always answering the mean"
-    )
+    print(f"task loss {facts['loss']:.3g}, {facts['loss'] / facts['baseline_loss']:.1%} of always answering the mean")

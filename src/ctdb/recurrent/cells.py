@@ -1,6 +1,7 @@
 """Recurrent cells: each maps (input, state) to the next state and nothing else."""
 
 from abc import abstractmethod
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -72,7 +73,7 @@ class TanhCell(_GatedWeights):
 
 
 class LinearCell(Cell):
-    r"""Linear dynamical system, :math:`h' = A h + B u + b`. `A` starts as the identity plus a small random part."""
+    r"""Linear dynamical system, :math:`h' = A h + B u + b`."""
 
     def __init__(self, n_inputs: int, n_states: int):
         super().__init__(n_inputs, n_states)
@@ -104,9 +105,7 @@ class EulerMLPCell(Cell):
         super().__init__(n_inputs, n_states)
         self.gain = gain
         sizes = [n_states + n_inputs, *[width] * n_layers]
-        hidden = [
-            layer for i, o in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(i, o), nn.ReLU())
-        ]
+        hidden = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
         self.field = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_states))
 
     def forward(

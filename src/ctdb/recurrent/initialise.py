@@ -12,8 +12,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw all weights of `module` from `generator`, in place, with the bounds that torch uses.
 
     Linear layers: U(-1/sqrt(fan in), 1/sqrt(fan in)); recurrent layers: U(-1/sqrt(states), 1/sqrt(states)). The
-    identity is added to the recurrent matrix of a linear system, so that it starts with a long memory. Parameters
-    that a module owns directly, outside these layers, keep the values its constructor gave them.
+    matrix of a linear system starts near the identity, scaled to a norm of 0.95, and its offset at 0, so that it
+    remembers tens of bins and cannot explode. Parameters that a module owns directly, outside these layers, keep the
+    values its constructor gave them.
     """
     with torch.no_grad():
         for layer in module.modules():
@@ -29,4 +30,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                     parameter.uniform_(-bound, bound, generator=generator)
         for layer in module.modules():
             if isinstance(layer, LinearCell):
-                layer.recurrent.weight.mul_(0.1).add_(torch.eye(layer.n_states))
+                matrix = layer.recurrent.weight
+                matrix.mul_(0.1).add_(torch.eye(layer.n_states))
+                matrix.mul_(0.95 / torch.linalg.matrix_norm(matrix, 2))
+                layer.recurrent.bias.zero_()

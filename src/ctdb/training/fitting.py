@@ -68,7 +68,8 @@ def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | 
     train_data = Batches(model.tensors(dataset["train"]), training.batch_size, derive("fit batches", seed))
     valid_data = Batches(model.tensors(dataset["valid"]), training.batch_size)
     with lock(out):
-        result = train(model, train_data, valid_data, training, seed, out, code=(type(model).__module__,))
+        code, own = (type(model).__module__,), {key: value for key, value in spec.items() if key != "training"}
+        result = train(model, train_data, valid_data, training, seed, out, code, own)
         model.save(out, **result.facts())
         inferred = {
             f"{split}_{name}": value.numpy()
@@ -76,7 +77,7 @@ def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | 
             if split in dataset.splits
             for name, value in model.infer(dataset[split]).items()
         }
-        write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT})
+        write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT, "status": result.facts()["status"]})
         discard_checkpoint(out)
     result.raise_if_diverged()
     return result

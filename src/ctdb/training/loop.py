@@ -6,8 +6,10 @@ draws what the undisturbed run would have drawn, and ends in the same bytes.
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -20,7 +22,7 @@ from typing import Any, Protocol
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
 from ctdb.errors import TrainingDivergedError
@@ -83,6 +85,7 @@ def train(
     seed: int,
     out: Path,
     code: Sequence[str] = (),
+    spec: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Train `module` in place and leave it with the weights of its best epoch.
 
@@ -98,16 +101,18 @@ def train(
         Seed of all draws in training.
     out
         Folder for `history.csv` and the checkpoint. A checkpoint found there is continued if it belongs to this very
-        run: same data, settings, seed, initial weights and code. :func:`discard_checkpoint` removes it.
+        run: same data, settings, seed, initial weights, code and spec. :func:`discard_checkpoint` removes it.
     code
         Dotted names of the modules that define what is trained, beyond this one: their code is part of the run.
+    spec
+        Settings of what is trained. They are part of the run too: a dropout rate shows in no initial weight.
 
     Returns
     -------
     History, best epoch, and where the loss diverged if it did (nothing is raised, so that the caller can write the
     best weights first).
     """
-    run = _identity(module, train_data, valid_data, settings, seed, code)
+    run = _identity(module, train_data, valid_data, settings, seed, code, spec or {})
     keeper = Keeper(out, settings, run)
     saved = _matching_checkpoint(keeper.checkpoint, run)
     if saved is not None:
@@ -137,8 +142,6 @@ def _run_epochs(
     resume: bool,
 ) -> None:
     callbacks: list[pl.Callback] = [keeper]
-    if settings.patience is not None:
-        callbacks.insert(0, EarlyStopping("valid_loss", patience=settings.patience, check_finite=False))
     if show_bar := sys.stderr.isatty():
         callbacks.append(TQDMProgressBar())
     with _quiet_lightning():
@@ -173,11 +176,12 @@ def _identity(
     settings: TrainingSettings,
     seed: int,
     code: Sequence[str],
+    spec: Mapping[str, Any],
 ) -> str:
     """Hash of everything that decides the outcome of a run."""
     digest = hashlib.sha256()
-    choices = settings.model_dump(exclude={"checkpoint_seconds"})
-    digest.update(repr([choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
+    choices = [settings.model_dump(exclude={"checkpoint_seconds"}), json.dumps(spec, sort_keys=True)]
+    digest.update(repr([*choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
     for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
         for name, value in tensors.items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -219,9 +223,7 @@ class _LightningModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss = self.module.loss(batch, self.generator)
         detached = loss.detach()
-        self.train_loss = self.train_loss + detached * (
-            _n_trials(batch) / self.trainer.train_dataloader.n_trials
-        )
+        self.train_loss = self.train_loss + detached * (_n_trials(batch) / self.trainer.train_dataloader.n_trials)
         # Kept on the device and read once per epoch: asking here would make a GPU wait in every step.
         step = self.first_bad_step.clamp(max=self.global_step)
         self.first_bad_step = torch.where(detached.isfinite(), self.first_bad_step, step)
@@ -296,6 +298,9 @@ class Keeper(pl.Callback):
             self._keep_weights(pl_module.module)
         if self.plateau is not None:
             self.plateau.step(valid_loss)
+        # Lightning's EarlyStopping would count this epoch only after the checkpoint below is written.
+        if self.settings.patience is not None and epoch - self.best_epoch >= self.settings.patience:
+            trainer.should_stop = self.finished = True
         self._report(trainer)
         if time.monotonic() - self._last_write >= self.settings.checkpoint_seconds:
             self.write_checkpoint(trainer)
@@ -309,7 +314,10 @@ class Keeper(pl.Callback):
     def write_checkpoint(self, trainer: pl.Trainer) -> None:
         """Write the checkpoint, whole or not at all."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        trainer.save_checkpoint(self.checkpoint)
+        # Lightning moves the file here from /tmp, which across file systems is a copy that a kill can cut short.
+        partial = self.checkpoint.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self.checkpoint)
         self._last_write = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -340,18 +348,12 @@ class Keeper(pl.Callback):
         write_text(self.history_file, self.history().to_csv(index=False))
 
     def _keep_weights(self, module: nn.Module) -> None:
-        self.best_weights = {
-            name: value.detach().cpu().clone() for name, value in module.state_dict().items()
-        }
+        self.best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
-    def _stop_diverged(
-        self, trainer: pl.Trainer, pl_module: _LightningModule, epoch: int, train_loss: float
-    ) -> None:
+    def _stop_diverged(self, trainer: pl.Trainer, pl_module: _LightningModule, epoch: int, train_loss: float) -> None:
         step = float(pl_module.first_bad_step)
         where = (
-            f"training step {step:.0f} (epoch {epoch})"
-            if math.isfinite(step)
-            else f"the validation of epoch {epoch}"
+            f"training step {step:.0f} (epoch {epoch})" if math.isfinite(step) else f"the validation of epoch {epoch}"
         )
         kept = f"the weights of epoch {self.best_epoch}" if self.best_epoch >= 0 else "the initial weights"
         value = "NaN" if math.isnan(train_loss) or math.isnan(float(pl_module.valid_loss)) else "infinite"
@@ -385,9 +387,7 @@ def _quiet_lightning() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)"
-        )
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
         yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)

@@ -1,0 +1,52 @@
+# Train networks on tasks, simulate spikes from them or take a user's file, fit models, score them, draw figures.
+# What to do is said in one configuration file: config/config.yaml, or another one by `--configfile`.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# The environment is the .venv that `make` builds; this line says which Python a container would need.
+container: "docker://python:3.11"
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/scores.parquet",
+        FIGURE_FILES,
+
+
+rule networks:
+    input:
+        NETWORK_FILES,
+
+
+rule datasets:
+    input:
+        DATASET_FILES,
+
+
+rule fits:
+    input:
+        FIT_FILES,
+
+
+rule scores:
+    input:
+        f"{RESULTS}/scores.parquet",
+
+
+rule figures:
+    input:
+        FIGURE_FILES,
+
+
+include: "workflow/rules/networks.smk"
+include: "workflow/rules/datasets.smk"
+include: "workflow/rules/fits.smk"
+include: "workflow/rules/scores.smk"
+include: "workflow/rules/figures.smk"

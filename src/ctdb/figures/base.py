@@ -1,0 +1,69 @@
+"""What a figure is: what it needs, how it is drawn, and how it goes to disk as PDF, PNG and the CSV behind it."""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from ctdb.files import read_hdf5, write_bytes, write_text
+from ctdb.settings import Settings
+
+STYLE = Path(__file__).with_name("ctdb.mplstyle")
+TRUTH_COLOUR = "black"
+WIDTH = 7.1
+"""Width of a full page in inches (180 mm)."""
+
+Need = tuple[str | int, ...]
+"""``("activity", network, seed)``, ``("dataset", name)``, ``("fit", dataset, model, seed)`` or ``("scores",)``."""
+
+
+class FigureSettings(Settings):
+    """Settings that every figure has."""
+
+    kind: str
+
+
+class Figure(ABC):
+    """A figure; subclasses set `Settings`, name what they need and draw it."""
+
+    Settings: ClassVar[type[FigureSettings]]
+
+    @staticmethod
+    @abstractmethod
+    def needs(settings: FigureSettings) -> list[Need]:
+        """Files that the figure is drawn from, by what they are."""
+
+    @staticmethod
+    @abstractmethod
+    def draw(settings: FigureSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
+        """Draw the figure from its files; also return the numbers in it as a tidy table."""
+
+
+def make(figure: type[Figure], settings: FigureSettings, files: Mapping[Need, str], out: Path | str) -> None:
+    """Draw a figure and write ``{out}.pdf``, ``{out}.png`` and ``{out}.csv``; equal inputs give equal bytes."""
+    mpl.use("agg")
+    with mpl.style.context(STYLE):
+        canvas, table = figure.draw(settings, files)
+        for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=suffix, metadata=metadata)
+            write_bytes(f"{out}.{suffix}", buffer.getvalue())
+    write_text(f"{out}.csv", table.to_csv(index=False, float_format="%.6g"))
+
+
+def fit_outputs(path: str, split: str) -> dict[str, np.ndarray]:
+    """Arrays that a fit inferred for one split, by name."""
+    arrays, _ = read_hdf5(path)
+    return {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
+
+
+def fit_title(path: str, model: str) -> str:
+    """Name of a model in a figure, which says so where the fit did not end well."""
+    _, facts = read_hdf5(path)
+    return model if facts["status"] == "ok" else f"{model} ({facts['status']})"

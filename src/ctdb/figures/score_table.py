@@ -1,0 +1,134 @@
+"""The scores of one dataset as a table that is read at a glance: models between floor and ceiling."""
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure as Canvas
+
+from ctdb.figures import FIGURES
+from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+
+LABELS = {
+    "rate_r2": "rate R²",
+    "state_r2_true_to_inferred": "state R²\ntrue→inferred",
+    "state_r2_inferred_to_true": "state R²\ninferred→true",
+    "bits_per_spike_heldin": "held-in\nbits/spike",
+    "bits_per_spike_heldout": "held-out\nbits/spike",
+    "co_bps_ctd": "co-bps as\nin CtDB",
+    "poisson_nll": "NLL\n(nats/bin)",
+    "cycle_consistency": "cycle\nconsistency",
+}
+ROLES = ["ceiling", "fit", "floor"]
+
+
+class ScoreTableSettings(FigureSettings):
+    """Settings of figure `score_table`."""
+
+    dataset: str
+    split: str | None = None
+    metrics: list[str] = list(LABELS)
+
+
+@FIGURES.register("score_table")
+class ScoreTable(Figure):
+    """One row per model, one column per metric; shade runs from the floor (light) to the ceiling (dark).
+
+    A cell holds the mean over seeds; below it the 95 % bootstrap interval over trials of a single seed, or the lowest
+    and highest of several seeds. ``n/N`` in a row's name says how many of its fits succeeded, where some did not.
+    """
+
+    Settings = ScoreTableSettings
+
+    @staticmethod
+    def needs(settings: ScoreTableSettings) -> list[Need]:
+        """The scores table."""
+        return [("scores",)]
+
+    @staticmethod
+    def draw(settings: ScoreTableSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
+        """Draw the table of the split that scores are reported on, or of `split`."""
+        scores = pd.read_parquet(files["scores",])
+        scores = scores[scores["dataset"] == settings.dataset]
+        split = settings.split or ("test" if (scores["split"] == "test").any() else "valid")
+        scores = scores[scores["split"] == split]
+        metrics = [metric for metric in settings.metrics if (scores["metric"] == metric).any()]
+        table = _summary(scores[scores["metric"].isin(metrics)])
+        return _draw(settings.dataset, split, table, metrics), table
+
+
+def _summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean and range over seeds of each model and metric, ceiling first, floor last, best fits first in between."""
+    rows = []
+    for (role, model, metric), group in scores.groupby(["role", "model", "metric"], sort=False):
+        good = group[group["status"] == "ok"]
+        several = len(good) > 1
+        rows.append(
+            {
+                "role": role,
+                "model": model,
+                "metric": metric,
+                "mean": good["value"].mean(),
+                "low": good["value"].min() if several else good["low"].mean(),
+                "high": good["value"].max() if several else good["high"].mean(),
+                "range_of": "seeds" if several else "bootstrap over trials",
+                "n_ok": len(good),
+                "n": len(group),
+            }
+        )
+    table = pd.DataFrame(rows)
+    ranking = table[table["metric"] == "bits_per_spike_heldin"].set_index("model")["mean"]
+    table["_role"] = table["role"].map(ROLES.index)
+    table["_rank"] = -table["model"].map(ranking).astype(float)
+    return table.sort_values(["_role", "_rank", "model", "metric"], ignore_index=True).drop(columns=["_role", "_rank"])
+
+
+def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> Canvas:
+    models = list(dict.fromkeys(table["model"]))
+    cells = table.set_index(["model", "metric"])
+    roles = table.drop_duplicates("model").set_index("model")["role"]
+    canvas, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.34 * len(models)), layout="constrained")
+    shades = mpl.colormaps["Blues"]
+    for row, model in enumerate(models):
+        for column, metric in enumerate(metrics):
+            if (model, metric) not in cells.index or not np.isfinite(cells.loc[(model, metric), "mean"]):
+                ax.text(column, row, "–", ha="center", va="center", color="0.5")
+                continue
+            cell = cells.loc[(model, metric)]
+            digits = 4 if metric == "poisson_nll" else 3
+            share = _share(cells, roles, metric, cell["mean"])
+            ax.add_patch(
+                mpl.patches.Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color=shades(0.05 + 0.8 * share))
+            )
+            colour = "white" if share > 0.7 else "black"
+            ax.text(column, row - 0.13, f"{cell['mean']:.{digits}f}", ha="center", va="center", color=colour)
+            if roles[model] == "fit":
+                text = f"{cell['low']:.{digits}f} … {cell['high']:.{digits}f}"
+                ax.text(column, row + 0.24, text, ha="center", va="center", color=colour, fontsize=4.5)
+    counts = table.groupby("model")[["n_ok", "n"]].max()
+    names = [model if n_ok == n else f"{model} ({n_ok}/{n})" for model, n_ok, n in counts.loc[models].itertuples()]
+    ax.set_yticks(range(len(models)), names)
+    ax.set_xticks(range(len(metrics)), [LABELS.get(metric, metric) for metric in metrics])
+    ax.xaxis.tick_top()
+    ax.set_xlim(-0.5, len(metrics) - 0.5)
+    ax.set_ylim(len(models) - 0.5, -0.5)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    canvas.suptitle(f"{dataset}: {split} scores, shaded from floor to ceiling", x=0.02, ha="left")
+    return canvas
+
+
+def _share(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
+    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has the anchors 0 and 1."""
+    anchors = {
+        role: cells.loc[(model, metric), "mean"]
+        for model, role in roles.items()
+        if role != "fit" and (model, metric) in cells.index
+    }
+    floor = anchors.get("floor", 0.0)
+    ceiling = anchors.get("ceiling", 1.0)
+    if not np.isfinite([floor, ceiling]).all() or floor == ceiling:
+        floor, ceiling = 0.0, 1.0
+    return float(np.clip((value - floor) / (ceiling - floor), 0, 1))

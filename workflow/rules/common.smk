@@ -1,0 +1,80 @@
+# The checked plan of the configuration file, and the names that the rules share.
+
+import sys
+
+from ctdb import workflow as ctdb_workflow
+from ctdb.config import data_path
+from ctdb.errors import CtdbError
+
+try:
+    PLAN = ctdb_workflow.plan(
+        workflow.overwrite_configfiles, workflow.config_settings.config or {}, f"{workflow.basedir}/config/config.yaml"
+    )
+except CtdbError as error:
+    sys.exit(f"error: {error}")
+
+
+onstart:
+    ctdb_workflow.hold_folder()
+
+
+RESULTS = PLAN["results"]
+FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
+MODULES = PLAN["modules"]
+SIMULATED = [name for name, settings in PLAN["datasets"].items() if settings["kind"] == "simulated"]
+FROM_FILE = [name for name, settings in PLAN["datasets"].items() if settings["kind"] == "file"]
+
+
+wildcard_constraints:
+    task="[^/]+",
+    network="[^/]+",
+    dataset="[^/]+",
+    model="[^/]+",
+    figure="[^/]+",
+    seed=r"\d+",
+
+
+def code(script, *modules):
+    """Fingerprint of the code that a rule runs; every rule with a script has it among its params."""
+    return ctdb_workflow.code(workflow.basedir, script, *modules)
+
+
+def fit_of(wildcards):
+    """The fit that an output path belongs to."""
+    return FITS[wildcards.dataset, wildcards.model, int(wildcards.seed)]
+
+
+def one_of(names):
+    """Pattern that matches these names only; nothing for none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def network_file(network, seed, name):
+    return f"{RESULTS}/networks/{network}/seed{seed}/{name}"
+
+
+def fit_file(dataset, model, seed, name):
+    return f"{RESULTS}/fits/{dataset}/{model}/seed{seed}/{name}"
+
+
+def needed_file(what, *names):
+    """File that stands for something a figure needs."""
+    if what == "activity":
+        return network_file(*names, "activity.h5")
+    if what == "dataset":
+        return f"{RESULTS}/datasets/{names[0]}.h5"
+    if what == "fit":
+        return fit_file(*names, "output.h5")
+    return f"{RESULTS}/scores.parquet"
+
+
+DATASET_FILES = expand(f"{RESULTS}/datasets/{{dataset}}.h5", dataset=PLAN["datasets"])
+NETWORK_FILES = sorted(
+    {
+        network_file(settings["network"], settings["network_seed"], "activity.h5")
+        for settings in PLAN["datasets"].values()
+        if settings["kind"] == "simulated"
+    }
+)
+FIT_FILES = [fit_file(*fit, "output.h5") for fit in FITS]
+FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])

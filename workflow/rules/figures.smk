@@ -1,0 +1,23 @@
+# Figures, from scores and saved outputs only.
+
+
+rule figure:
+    input:
+        files=lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
+        style=f"{workflow.basedir}/src/ctdb/figures/ctdb.mplstyle",
+    output:
+        pdf=f"{RESULTS}/figures/{{figure}}.pdf",
+        png=report(f"{RESULTS}/figures/{{figure}}.png", category="Figures", labels={"figure": "{figure}"}),
+        table=f"{RESULTS}/figures/{{figure}}.csv",
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.tsv"
+    params:
+        settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
+        needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        code=lambda wildcards: code(
+            "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
+        ),
+    script:
+        "../scripts/figure.py"

@@ -1,0 +1,56 @@
+# Scores of each fit, and of the floor and ceiling of its dataset, gathered into one table.
+
+METRIC_MODULES = sorted(
+    {module for metric, module in MODULES["metrics"].items() if PLAN["metrics"] is None or metric in PLAN["metrics"]}
+)
+
+
+rule score_fit:
+    input:
+        dataset=f"{RESULTS}/datasets/{{dataset}}.h5",
+        spec=f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/spec.yaml",
+        inferred=f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/output.h5",
+    output:
+        f"{RESULTS}/scores/{{dataset}}/{{model}}/seed{{seed}}.csv",
+    log:
+        f"{RESULTS}/logs/scores/{{dataset}}/{{model}}/seed{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/scores/{{dataset}}/{{model}}/seed{{seed}}.tsv"
+    params:
+        metrics=PLAN["metrics"],
+        labels=lambda wildcards: {key: fit_of(wildcards)[key] for key in ("dataset", "model", "kind", "sweep", "seed")},
+        code=code("score_fit.py", *METRIC_MODULES),
+    script:
+        "../scripts/score_fit.py"
+
+
+rule score_anchors:
+    input:
+        f"{RESULTS}/datasets/{{dataset}}.h5",
+    output:
+        f"{RESULTS}/scores/{{dataset}}/anchors.csv",
+    log:
+        f"{RESULTS}/logs/scores/{{dataset}}/anchors.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/scores/{{dataset}}/anchors.tsv"
+    params:
+        metrics=PLAN["metrics"],
+        code=code("score_anchors.py", *METRIC_MODULES),
+    script:
+        "../scripts/score_anchors.py"
+
+
+rule gather_scores:
+    input:
+        fits=[f"{RESULTS}/scores/{dataset}/{model}/seed{seed}.csv" for dataset, model, seed in FITS],
+        anchors=expand(f"{RESULTS}/scores/{{dataset}}/anchors.csv", dataset=sorted({fit[0] for fit in FITS})),
+    output:
+        f"{RESULTS}/scores.parquet",
+    log:
+        f"{RESULTS}/logs/gather_scores.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/gather_scores.tsv"
+    params:
+        code=code("gather_scores.py"),
+    script:
+        "../scripts/gather_scores.py"
