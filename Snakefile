@@ -16,6 +16,9 @@ include: "workflow/rules/common.smk"
 rule all:
     default_target: True
     input:
+        NETWORK_FILES,
+        DATASET_FILES,
+        FIT_FILES,
         f"{RESULTS}/scores.parquet",
         FIGURE_FILES,
 

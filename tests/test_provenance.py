@@ -23,7 +23,7 @@ PACKAGE = {
     "tinypkg/kinds/two.py": "from tinypkg.kinds.shared import A\n\nTWO = A\n",
     "tinypkg/kinds/shared.py": "A = 1\n",
     "tinypkg/relative/__init__.py": "",
-    "tinypkg/relative/base.py": "def late():\n    import tinypkg.relative.lazy as lazy\n\n    return lazy.C\n\n\nB = 1\n",
+    "tinypkg/relative/base.py": "def late():\n    import tinypkg.relative.lazy as lazy\n    return lazy.C\n\nB = 1\n",
     "tinypkg/relative/lazy.py": "C = 1\n",
 }
 ENTRY = "tinypkg.direct"  # a module of the package is named, so that its imports count as ctdb's own
@@ -89,7 +89,8 @@ def test_docstrings_of_classes_and_coroutines_do_not_count(project):
     project.write("tinypkg/deep.py", "class A:\n    x = 1\n\n\nasync def helper(x):\n    return x\n")
     before = project.fingerprint()
     project.write(
-        "tinypkg/deep.py", 'class A:\n    """A."""\n\n    x = 1\n    """x."""\n\n\nasync def helper(x):\n    "h"\n    return x\n'
+        "tinypkg/deep.py",
+        'class A:\n    """A."""\n\n    x = 1\n    """x."""\n\n\nasync def helper(x):\n    "h"\n    return x\n',
     )
     assert project.fingerprint() == before
 

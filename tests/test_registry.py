@@ -112,6 +112,10 @@ def test_other_decorators_and_plain_calls_are_no_kinds(make_kinds):
         @functools.cache
         def helper(): ...
 
+        @KINDS.describe("not_a_kind")
+        @KINDS.register(NAME)
+        def described(): ...
+
         class Inner:
             @KINDS.register
             def method(self): ...
@@ -123,12 +127,12 @@ def test_an_unknown_name_is_refused_with_the_nearest(make_kinds):
     kinds = make_kinds(TWO_KINDS)
     with pytest.raises(ConfigError, match=rf"^'aple' is not among {kinds.package}: did you mean 'apple'\?$"):
         kinds.module("aple")
-    with pytest.raises(ConfigError, match="'zebra' is not among .*: valid: apple, pear, plum$"):
+    with pytest.raises(ConfigError, match=r"'zebra' is not among .*: valid: apple, pear, plum$"):
         kinds["zebra"]
 
 
 def test_a_registry_without_kinds_says_so(make_kinds):
-    with pytest.raises(ConfigError, match="'apple' is not among .*: there is none to choose from"):
+    with pytest.raises(ConfigError, match=r"'apple' is not among .*: there is none to choose from"):
         make_kinds({}).module("apple")
 
 

@@ -171,7 +171,7 @@ def test_splits_are_disjoint_and_complete(activity):
     dataset = simulate(path, settings(valid_fraction=0.2, test_fraction=0.1))
     trials = {name: split.trial.tolist() for name, split in dataset.splits.items()}
     assert {name: len(numbers) for name, numbers in trials.items()} == {"train": 28, "valid": 8, "test": 4}
-    assert sorted(sum(trials.values(), [])) == list(range(40))
+    assert sorted(number for numbers in trials.values() for number in numbers) == list(range(40))
     assert trials["train"] != list(range(28))  # drawn, not the first ones
 
 

@@ -75,6 +75,8 @@ class Registry:
         """Object registered under `name`, importing its module at need; raises as :meth:`module`."""
         module = self.module(name)
         importlib.import_module(module)
+        if name not in self._defined:
+            raise ConfigError(f"{module} was to register {name!r} among {self.package}, but did not; see its decorator")
         return self._defined[name]
 
     def _claim(self, found: dict[str, str], name: str, module: str) -> None:

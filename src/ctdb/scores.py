@@ -75,15 +75,17 @@ def score_fit(
 def score_anchors(dataset: SpikeDataset, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
     """Score what no fit should fall below, each neuron's mean train rate, and what none can pass, the true rates.
 
-    Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
+    The mean is over the bins that a model sees, as is the null model of bits per spike, so that the floor scores 0
+    there. Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
     dataset knows the true rates.
     """
     outputs = {FLOOR: {}, CEILING: {}}
     train = dataset["train"]
-    valid = np.ones(train.recon_data.shape[:2], bool)
+    seen = train.recon_data[:, : dataset.n_bins]
+    valid = np.ones(seen.shape[:2], bool)
     if train.n_bins is not None:
         valid = np.arange(valid.shape[1]) < train.n_bins[:, None]
-    mean = train.recon_data[valid].mean(0, dtype=np.float64)
+    mean = seen[valid].mean(0, dtype=np.float64)
     for split, trials in dataset.splits.items():
         outputs[FLOOR][split] = {"rates": np.broadcast_to(mean, trials.recon_data.shape)}
         if trials.truth is not None:

@@ -65,9 +65,7 @@ def hold_folder() -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise SystemExit(
-            f"error: another snakemake is at work in {Path.cwd()}; wait for it to end, or stop it"
-        ) from None
+        raise SystemExit(f"error: another run is at work in {Path.cwd()}; wait for it to end, or stop it") from None
     _held.append(file)
 
 

@@ -119,9 +119,9 @@ BAD_FILES = {
         change("test_condition", lambda value: value[:1]),
         ["test_condition has 1 trials", "test_recon_data has 4"],
     ),
-    "fewer bins of an input": (
-        in_all("ext_input", lambda value: value[:, :6]),
-        ["train_ext_input has 6 bins", "train_recon_data has 9", "same bins"],
+    "more bins of an input": (
+        in_all("ext_input", lambda value: np.repeat(value, 2, axis=1)),
+        ["train_ext_input has 18 bins", "train_recon_data has 9", "same bins"],
     ),
     "more bins of true rates": (
         in_all("truth", lambda value: np.repeat(value, 2, axis=1)),
@@ -133,7 +133,7 @@ BAD_FILES = {
     ),
     "negative true rates": (
         put("valid_truth", (0, 0, 0), -0.1),
-        ["valid_truth holds negative rates", "expected spikes per bin"],
+        ["valid_truth holds a negative rate, -0.1", "expected spikes per bin"],
     ),
     "two dimensions": (
         change("train_recon_data", lambda value: value[:, 0]),

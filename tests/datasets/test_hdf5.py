@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ctdb.datasets import SPLITS, SpikeDataset, read, write
+from ctdb.errors import DatasetError
 
 
 @pytest.fixture
@@ -102,9 +103,8 @@ def test_no_time_is_stored(full_dataset, tmp_path):
 
 def test_keys_and_attributes_are_those_of_the_format(full_dataset, tmp_path):
     write(tmp_path / "d.h5", full_dataset)
-    fields = (
-        "encod_data recon_data ext_input behavior truth latents inputs_true n_bins condition trial"  # DESIGN.md
-    ).split()
+    counts, signals = ("encod_data", "recon_data"), ("ext_input", "behavior", "truth", "latents", "inputs_true")
+    fields = (*counts, *signals, "n_bins", "condition", "trial")
     with h5py.File(tmp_path / "d.h5") as file:
         assert set(file) == {f"{split}_{name}" for split in ("train", "valid", "test") for name in fields}
         assert set(file.attrs) == {"format", "bin_s", "heldin", "names", "provenance"}
@@ -196,3 +196,20 @@ def test_groups_and_attributes_of_other_programs_are_ignored(make_dataset, flat_
     path = write_raw(flat_arrays(make_dataset()) | {"notes/electrode": np.arange(4)}, attributes)
     found = read(path)
     assert (found.bin_s, dict(found.names), dict(found.provenance)) == (None, {}, {})
+
+
+def test_short_inputs_of_lfads_torch_are_padded_with_zeros(make_dataset, write_raw, flat_arrays):
+    source = make_dataset(ext_input=2, n_recon_bins=12, n_bins=8)
+    arrays = flat_arrays(source)
+    arrays |= {key: value[:, :8] for key, value in arrays.items() if key.endswith("ext_input")}
+    found = read(write_raw(arrays))["valid"].ext_input
+    np.testing.assert_array_equal(found[:, :8], source["valid"].ext_input[:, :8])
+    assert found.shape[1] == 12
+    assert not found[:, 8:].any()
+
+
+@pytest.mark.parametrize("factor", [np.ones(3), 0.0, -1.0])
+def test_a_conversion_factor_that_is_not_one_positive_number_is_refused(factor, make_dataset, write_raw, flat_arrays):
+    path = write_raw(flat_arrays(make_dataset(truth=True)) | {"conversion_factor": np.asarray(factor)})
+    with pytest.raises(DatasetError, match="expected one number above 0"):
+        read(path)

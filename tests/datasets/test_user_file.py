@@ -1,4 +1,4 @@
-"""A user's own file: key map, units, held-out neurons and the test split, on the public Lorenz data and on small files."""
+"""A user's own file: key map, units, held-out neurons and test split, on the public Lorenz data and small files."""
 
 import h5py
 import numpy as np
@@ -9,7 +9,12 @@ from scipy.special import gammaln
 from ctdb.datasets import FileSettings, prepare_file, read, write
 from ctdb.errors import DatasetError
 
-LORENZ_KEYS = {"recon_data": "{split}_data", "truth": "{split}_truth", "latents": "{split}_lowd", "trial": "{split}_inds"}
+LORENZ_KEYS = {
+    "recon_data": "{split}_data",
+    "truth": "{split}_truth",
+    "latents": "{split}_lowd",
+    "trial": "{split}_inds",
+}
 
 
 def settings(**options) -> FileSettings:
@@ -152,7 +157,9 @@ def test_a_file_without_true_rates_has_none(mapped_file):
 
 def test_what_the_model_sees_may_have_its_own_key(make_dataset, write_raw):
     source = make_dataset(splits=("train", "valid"), n_recon_bins=8)
-    arrays = {f"{split}_{key}": getattr(source[split], f"{key}_data") for split in source.splits for key in ("encod", "recon")}
+    arrays = {
+        f"{split}_{key}": getattr(source[split], f"{key}_data") for split in source.splits for key in ("encod", "recon")
+    }
     keys = {"recon_data": "{split}_recon", "encod_data": "{split}_encod"}
     found = prepare_file(settings(keys=keys), write_raw(arrays))
     assert (found.n_bins, found.n_heldin, found.n_recon_bins, found.n_neurons) == (6, 4, 8, 6)
@@ -310,7 +317,8 @@ def test_keys_of_different_trials_are_refused(mapped_file, write_raw, shapes_unc
     arrays |= {f"rate_{name}_hz": arrays[f"spikes_{name}"][:3] for name in ("fit", "check")}
     keys = {"recon_data": "spikes_{split}", "truth": "rate_{split}_hz"}
     found = message(settings(**chosen | {"keys": keys}), write_raw(arrays, name="bad.h5"))
-    assert "train_truth has 3 trials but train_recon_data has 10" in found
+    assert "train_truth ('rate_fit_hz' in the file) has 3 trials" in found
+    assert "train_recon_data ('spikes_fit' in the file) has 10" in found
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -345,3 +353,27 @@ def test_settings_that_are_unknown_or_out_of_range_are_refused(options, key):
     with pytest.raises(ValidationError) as raised:
         settings(**options)
     assert key in str(raised.value)
+
+
+def test_a_test_split_under_another_name_is_used_with_and_without_a_key_map(make_dataset, write_raw, flat_arrays):
+    arrays = flat_arrays(make_dataset(n_heldin=4, n_heldout=1))
+    renamed = {key.replace("test_", "report_"): value for key, value in arrays.items()}
+    path = write_raw(renamed)
+    expected = arrays["test_recon_data"]
+    for keys in (None, {"recon_data": "{split}_recon_data", "encod_data": "{split}_encod_data"}):
+        dataset = prepare_file(settings(splits={"test": "report"}, keys=keys), path)
+        np.testing.assert_array_equal(dataset["test"].recon_data, expected)
+    found = message(settings(splits={"test": "reports"}), path)
+    assert "no key 'reports_encod_data'" in found
+    assert "report_encod_data" in found
+
+
+def test_neuron_names_and_provenance_of_our_own_format_are_kept(make_dataset, tmp_path):
+    source = make_dataset(
+        n_heldin=4, n_heldout=0, names={"neurons": ["a", "b", "c", "d"]}, provenance={"made": "by hand"}
+    )
+    write(tmp_path / "own.h5", source)
+    dataset = prepare_file(settings(n_heldout=1), tmp_path / "own.h5")
+    order = [source["train"].recon_data[0].T.tolist().index(row) for row in dataset["train"].recon_data[0].T.tolist()]
+    assert dataset.names["neurons"] == ["abcd"[i] for i in order]
+    assert dataset.provenance["source_provenance"] == {"made": "by hand"}

@@ -126,15 +126,18 @@ def test_an_input_never_acts_on_earlier_bins(kind):
     assert not torch.equal(before[:, 8], after[:, 8])
 
 
-def test_inference_is_the_same_every_time_and_keeps_the_mode(kind):
+def test_inference_is_in_eval_mode_the_same_every_time_and_keeps_the_mode(kind, monkeypatch):
     data = make_data()
     model = make_model(kind, data)
+    infer_batch, modes = model.infer_batch, []
+    monkeypatch.setattr(model, "infer_batch", lambda batch: modes.append(model.training) or infer_batch(batch))
     for mode in (True, False):
         model.train(mode)
         first, second = model.infer(data["test"]), model.infer(data["test"])
         assert model.training == mode
         for name, value in first.items():
             assert torch.equal(value, second[name])
+    assert modes == [False] * 4
 
 
 def test_trials_are_inferred_alone(kind):

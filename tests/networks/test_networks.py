@@ -239,6 +239,18 @@ def test_other_seed_other_network(trained, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() != (trained / "weights.safetensors").read_bytes()
 
 
+def test_a_leftover_checkpoint_is_continued_only_by_the_very_same_network(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ctdb.networks.train.discard_checkpoint", lambda _: None)
+    train_tiny(tmp_path)
+    train_tiny(tmp_path)
+    assert "continuing from" in capsys.readouterr().out
+    assert (tmp_path / "weights.safetensors").read_bytes() == (trained / "weights.safetensors").read_bytes()
+    task = tiny_task()
+    train_network(tiny_spec() | {"state_noise": 0.2}, task, training_trials(task), 1, tmp_path)
+    assert "starting afresh" in capsys.readouterr().out
+    assert (tmp_path / "weights.safetensors").read_bytes() != (trained / "weights.safetensors").read_bytes()
+
+
 def test_recorded_activity_is_what_the_saved_network_does(trained, tmp_path):
     task = tiny_task()
     trials = simulation_trials(task)

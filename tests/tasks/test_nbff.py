@@ -1,4 +1,4 @@
-"""The flip-flop against a plain triple loop, written from the description of the reference (its equations, not its code)."""
+"""The flip-flop against a plain triple loop, written from the equations of the reference."""
 
 import math
 

@@ -39,6 +39,24 @@ def code(script, *modules):
     return ctdb_workflow.code(workflow.basedir, script, *modules)
 
 
+def task_of(network):
+    """Settings of the task that a network learns."""
+    return PLAN["tasks"][PLAN["networks"][network]["task"]]
+
+
+def task_file(network, part):
+    return f"{RESULTS}/task_data/{PLAN['networks'][network]['task']}/{part}.h5"
+
+
+def network_settings(wildcards):
+    settings = PLAN["networks"][wildcards.network]
+    return {key: value for key, value in settings.items() if key != "task"}
+
+
+def dataset_settings(wildcards):
+    return PLAN["datasets"][wildcards.dataset]
+
+
 def fit_of(wildcards):
     """The fit that an output path belongs to."""
     return FITS[wildcards.dataset, wildcards.model, int(wildcards.seed)]
@@ -76,5 +94,7 @@ NETWORK_FILES = sorted(
         if settings["kind"] == "simulated"
     }
 )
-FIT_FILES = [fit_file(*fit, "output.h5") for fit in FITS]
+FIT_FILES = [
+    fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
+]
 FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])

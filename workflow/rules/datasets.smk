@@ -1,14 +1,10 @@
 # Datasets: spikes simulated from a network's activity, or a user's own file.
 
 
-def simulation(wildcards):
-    return PLAN["datasets"][wildcards.dataset]
-
-
 rule simulate_dataset:
     input:
         lambda wildcards: network_file(
-            simulation(wildcards)["network"], simulation(wildcards)["network_seed"], "activity.h5"
+            dataset_settings(wildcards)["network"], dataset_settings(wildcards)["network_seed"], "activity.h5"
         ),
     output:
         f"{RESULTS}/datasets/{{dataset}}.h5",
@@ -20,7 +16,7 @@ rule simulate_dataset:
         dataset=one_of(SIMULATED),
     priority: 1
     params:
-        settings=simulation,
+        settings=dataset_settings,
         code=code("simulate_dataset.py"),
     script:
         "../scripts/simulate_dataset.py"
@@ -28,7 +24,7 @@ rule simulate_dataset:
 
 rule prepare_file:
     input:
-        lambda wildcards: str(data_path(PLAN["datasets"][wildcards.dataset]["path"])),
+        lambda wildcards: str(data_path(dataset_settings(wildcards)["path"])),
     output:
         f"{RESULTS}/datasets/{{dataset}}.h5",
     log:
@@ -38,7 +34,7 @@ rule prepare_file:
     wildcard_constraints:
         dataset=one_of(FROM_FILE),
     params:
-        settings=lambda wildcards: PLAN["datasets"][wildcards.dataset],
+        settings=dataset_settings,
         code=code("prepare_file.py"),
     script:
         "../scripts/prepare_file.py"

@@ -1,10 +1,12 @@
 # Figures, from scores and saved outputs only.
 
+STYLE = os.path.relpath(f"{workflow.basedir}/src/ctdb/figures/ctdb.mplstyle")
+
 
 rule figure:
     input:
         files=lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
-        style=f"{workflow.basedir}/src/ctdb/figures/ctdb.mplstyle",
+        style=STYLE,
     output:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
         png=report(f"{RESULTS}/figures/{{figure}}.png", category="Figures", labels={"figure": "{figure}"}),

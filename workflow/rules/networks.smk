@@ -1,19 +1,6 @@
 # Trials of a task; a network trained on them; its activity on the simulation trials, the ground truth from then on.
 
 
-def task_of(network):
-    return PLAN["tasks"][PLAN["networks"][network]["task"]]
-
-
-def task_file(network, part):
-    return f"{RESULTS}/task_data/{PLAN['networks'][network]['task']}/{part}.h5"
-
-
-def network_settings(wildcards):
-    settings = PLAN["networks"][wildcards.network]
-    return {key: value for key, value in settings.items() if key != "task"}
-
-
 rule task_data:
     output:
         train=f"{RESULTS}/task_data/{{task}}/train.h5",

@@ -206,12 +206,19 @@ def _check_split(name: str, split: Split, where: str) -> None:
     if split.truth is not None:
         if split.truth.shape[2] != recon.shape[2]:
             raise DatasetError(
-                f"{where}: {name}_truth has {split.truth.shape[2]} neurons but {name}_recon_data has {recon.shape[2]}"
+                f"{where}: {name}_truth has {split.truth.shape[2]} neurons but {name}_recon_data has {recon.shape[2]}; "
+                "give the true rate of every neuron, held-in ones first"
             )
         if split.truth.min() < 0:
-            raise DatasetError(f"{where}: {name}_truth holds negative rates; expected spikes per bin, at least 0")
+            raise DatasetError(
+                f"{where}: {name}_truth holds a negative rate, {split.truth.min():g}; expected spikes per bin. "
+                "If these are log-rates, exponentiate them first"
+            )
     if split.n_bins is not None and not (split.n_bins.min() >= 1 and split.n_bins.max() <= recon.shape[1]):
-        raise DatasetError(f"{where}: {name}_n_bins must lie between 1 and the {recon.shape[1]} bins of the trials")
+        raise DatasetError(
+            f"{where}: {name}_n_bins runs from {split.n_bins.min()} to {split.n_bins.max()}; expected "
+            f"lengths between 1 and the {recon.shape[1]} bins of the trials"
+        )
 
 
 def _check_counts(counts: np.ndarray, label: str) -> None:

@@ -16,6 +16,7 @@ from ctdb.errors import DatasetError, nearest
 from ctdb.files import read_hdf5, write_hdf5
 
 FORMAT = "ctdb-dataset-1"
+STANDARD_SPLITS = {split: split for split in SPLITS}
 _FOREIGN_NAMES = {"ext_input": "inputs", "truth": "activity", "trial": "inds", "condition": "cond_idx"}
 
 
@@ -47,13 +48,15 @@ def write(path: Path | str, dataset: SpikeDataset) -> None:
     write_hdf5(path, arrays, attributes)
 
 
-def read(path: Path | str) -> SpikeDataset:
+def read(path: Path | str, splits: Mapping[str, str] = STANDARD_SPLITS) -> SpikeDataset:
     """Read a dataset of ours, of lfads-torch, of BAND-torch or of CtDB.
 
     Parameters
     ----------
     path
         HDF5 file with at least ``{train,valid}_encod_data`` and ``{train,valid}_recon_data``.
+    splits
+        Our split to what the file calls it.
 
     Returns
     -------
@@ -65,26 +68,26 @@ def read(path: Path | str) -> SpikeDataset:
         If the file is absent, is not HDF5, lacks a key, or holds values that cannot be spike counts.
     """
     arrays, attributes = open_arrays(path)
-    factor = float(np.asarray(arrays.get("conversion_factor", 1.0)).squeeze())
-    splits = {}
-    for split in SPLITS:
-        present = {name: found for name in FIELDS if (found := _find(arrays, split, name)) is not None}
-        if split == "test" and not set(REQUIRED) <= present.keys():
-            continue  # lfads-torch's test split may hold no targets: nothing can be scored on it
-        if not present:
+    ours = str(attributes.get("format")) == FORMAT
+    read_splits = {}
+    for split, source in splits.items():
+        present = {name: found for name in FIELDS if (found := _find(arrays, source, name)) is not None}
+        if source == split and not present:
             continue
+        if source == "test" and not set(REQUIRED) <= present.keys():
+            continue  # lfads-torch's test split may hold no targets: nothing can be scored on it
         for name in REQUIRED:
             if name not in present:
-                raise missing_key(path, f"{split}_{name}", arrays)
-        if "truth" in present and factor != 1.0:
-            present["truth"] = present["truth"] / factor
-        splits[split] = as_split(present, f"{path}: {split}")
-    if not splits:
-        raise missing_key(path, "train_encod_data", arrays)
+                raise missing_key(path, f"{source}_{name}", arrays)
+        if not ours:
+            present = _from_lfads_torch(present, arrays, path)
+        read_splits[split] = as_split(present, f"{path}: {source}")
     bin_s = attributes.get("bin_s")
-    ours = str(attributes.get("format")) == FORMAT  # another program's attributes of the same names need not be JSON
+    if not read_splits:
+        raise missing_key(path, "train_encod_data", arrays)
+    # Another program's attributes of the same names need not be JSON.
     names, provenance = (json.loads(attributes.get(key, "{}")) if ours else {} for key in ("names", "provenance"))
-    return check(SpikeDataset(splits, None if bin_s is None else float(bin_s), names, provenance), str(path))
+    return check(SpikeDataset(read_splits, None if bin_s is None else float(bin_s), names, provenance), str(path))
 
 
 def open_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict]:
@@ -128,6 +131,22 @@ def missing_key(path: Path | str, key: str, arrays: Mapping[str, np.ndarray]) ->
     return DatasetError(
         f"{path}: no key {key!r} ({nearest(key, arrays)}). Map other names with `keys` in the configuration"
     )
+
+
+def _from_lfads_torch(
+    present: dict[str, np.ndarray], arrays: Mapping[str, np.ndarray], path: Path | str
+) -> dict[str, np.ndarray]:
+    """Arrays as lfads-torch takes them: rates divided by its conversion factor, short inputs padded with zeros."""
+    factor = np.asarray(arrays.get("conversion_factor", 1.0)).squeeze()
+    if factor.ndim or factor.dtype.kind not in "fiu" or not factor > 0:
+        raise DatasetError(f"{path}: conversion_factor is {factor}; expected one number above 0")
+    changed = dict(present)
+    if "truth" in present and factor != 1:
+        changed["truth"] = present["truth"] / factor
+    n_missing = present["recon_data"].shape[1] - present.get("ext_input", present["recon_data"]).shape[1]
+    if n_missing > 0:
+        changed["ext_input"] = np.pad(present["ext_input"], ((0, 0), (0, n_missing), (0, 0)))
+    return changed
 
 
 def _find(arrays: Mapping[str, np.ndarray], split: str, name: str) -> np.ndarray | None:

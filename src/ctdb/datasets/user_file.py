@@ -1,12 +1,14 @@
 """A user's own HDF5 file as a dataset: map its keys, hold neurons out, and carve a test split where it has none."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from ctdb.datasets.dataset import FIELDS, SPLITS, SpikeDataset, Split, check
+from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import as_split, missing_key, open_arrays, read
 from ctdb.errors import DatasetError
 from ctdb.seeds import numpy_generator
@@ -32,11 +34,11 @@ class KeyMap(Settings):
 
 
 class SplitNames(Settings):
-    """What the file calls its splits; null for one it does not have."""
+    """What the file calls its splits. `test` is used where the file has it."""
 
     train: str = "train"
     valid: str = "valid"
-    test: str | None = None
+    test: str = "test"
 
 
 class FileSettings(Settings):
@@ -79,7 +81,7 @@ def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
         If a key is absent (with the nearest one there), the values cannot be spike counts, the bin width is not
         known, or more neurons are held out than there are.
     """
-    dataset = read(path) if settings.keys is None else _read_mapped(settings, path)
+    dataset = read(path, settings.splits.model_dump()) if settings.keys is None else _read_mapped(settings, path)
     bin_s = settings.bin_s or dataset.bin_s
     if bin_s is None:
         raise DatasetError(f"{path}: the file does not tell its bin width; give `bin_s` (seconds) in the configuration")
@@ -90,29 +92,41 @@ def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
     if "test" not in splits and settings.test == "carve":
         splits |= _carve(splits["train"], settings, path)
     provenance = settings.model_dump(exclude={"path", "optional"}) | {"source": Path(path).name}
-    names = {"neurons": [f"neuron {i}" for i in order]}
+    if dataset.provenance:
+        provenance["source_provenance"] = dict(dataset.provenance)
+    neurons = dataset.names.get("neurons") or [f"neuron {i}" for i in range(len(order))]
+    names = {**dataset.names, "neurons": [neurons[i] for i in order]}
     return check(SpikeDataset(splits, bin_s, names, provenance), str(path))
 
 
 def _read_mapped(settings: FileSettings, path: Path | str) -> SpikeDataset:
     arrays, _ = open_arrays(path)
-    keys = settings.keys.model_dump()
-    splits = {}
+    keys = {name: key for name, key in settings.keys.model_dump().items() if key is not None}
+    splits, sources = {}, {}
     for split in SPLITS:
         source = getattr(settings.splits, split)
-        if source is None:
+        own = {name: key.replace("{split}", source) for name, key in keys.items()}
+        if source == "test" and own["recon_data"] not in arrays:
             continue
-        values = {}
-        for field in FIELDS:
-            if keys[field] is None:
-                continue
-            key = keys[field].replace("{split}", source)
+        for key in own.values():
             if key not in arrays:
                 raise missing_key(path, key, arrays)
-            values[field] = arrays[key]
-        values.setdefault("encod_data", values["recon_data"])
-        splits[split] = as_split(values, f"{path}: {split}")
-    return check(SpikeDataset(splits, settings.bin_s), str(path))
+        sources |= {f"{split}_{name}": key for name, key in own.items()}
+        values = {name: arrays[key] for name, key in own.items()}
+        splits[split] = {"encod_data": values["recon_data"]} | values
+    try:
+        made = {split: as_split(values, f"{path}: {split}") for split, values in splits.items()}
+        return check(SpikeDataset(made, settings.bin_s), str(path))
+    except DatasetError as error:
+        raise DatasetError(_in_their_words(str(error), sources)) from None
+
+
+def _in_their_words(message: str, sources: Mapping[str, str]) -> str:
+    """Error message with the file's own key behind each of ours."""
+    for ours, theirs in sources.items():
+        if ours != theirs:
+            message = re.sub(rf"\b{ours}\b", f"{ours} ({theirs!r} in the file)", message)
+    return message
 
 
 def _hold_out(splits: dict[str, Split], settings: FileSettings, path: Path | str) -> tuple[dict[str, Split], list[int]]:

@@ -18,24 +18,44 @@ def log_likelihood_terms(rates: np.ndarray, spikes: np.ndarray) -> np.ndarray:
     return spikes * np.log(rates) - rates
 
 
+def check_rates(rates: np.ndarray) -> None:
+    """Raise MetricError for rates of no neurons and for negative ones."""
+    if np.size(rates) == 0:
+        raise MetricError(
+            f"rates of no neurons: shape {np.shape(rates)}. "
+            "Hold out neurons (`n_heldout`) before asking for a held-out score"
+        )
+    if (np.asarray(rates) < 0).any():
+        raise MetricError("rates must be at least 0 spikes per bin; were log-rates given?")
+
+
+def _check_rates_of_spikes(rates: np.ndarray, spikes: np.ndarray) -> None:
+    check_rates(rates)
+    if np.shape(rates) != np.shape(spikes):
+        raise MetricError(f"rates {np.shape(rates)} and spikes {np.shape(spikes)} must have the same shape")
+
+
 def bits_per_spike_sums(
     rates: np.ndarray, spikes: np.ndarray, null_rates: np.ndarray, n_bins: np.ndarray | None = None
 ) -> TrialSums:
     """Bits per spike as sums over trials; see :func:`bits_per_spike`."""
-    if np.size(spikes) == 0:
+    _check_rates_of_spikes(rates, spikes)
+    check_rates(null_rates)
+    try:
+        null = np.broadcast_to(np.asarray(null_rates, np.float64), np.shape(spikes))
+    except ValueError:
         raise MetricError(
-            f"bits per spike of no neurons: spikes have shape {np.shape(spikes)}. "
-            "Hold out neurons (`n_heldout`) before asking for a held-out score"
-        )
-    if np.shape(rates) != np.shape(spikes):
-        raise MetricError(f"rates {np.shape(rates)} and spikes {np.shape(spikes)} must have the same shape")
-    if np.min(rates) < 0 or np.min(null_rates) < 0:
-        raise MetricError("bits per spike needs rates of at least 0 spikes per bin; were log-rates given?")
-    rates, spikes, valid = trials_of(rates, spikes, n_bins=n_bins)
-    null = np.broadcast_to(np.asarray(null_rates, np.float64), spikes.shape)
+            f"null_rates {np.shape(null_rates)} do not broadcast against spikes {np.shape(spikes)}; "
+            "give one rate per neuron"
+        ) from None
+    rates, spikes, null, valid = trials_of(rates, spikes, null, n_bins=n_bins)
     gain = masked(log_likelihood_terms(rates, spikes) - log_likelihood_terms(null, spikes), valid).sum((1, 2))
     n_spikes = masked(spikes, valid).sum((1, 2))
-    return TrialSums(np.stack([gain, n_spikes], axis=1), lambda sums: sums[..., 0] / sums[..., 1] / math.log(2))
+
+    def combine(sums: np.ndarray) -> np.ndarray:
+        return sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], np.nan) / math.log(2)
+
+    return TrialSums(np.stack([gain, n_spikes], axis=1), combine)
 
 
 def bits_per_spike(
@@ -63,7 +83,7 @@ def bits_per_spike(
     Raises
     ------
     MetricError
-        If shapes differ, there are no neurons, or rates are negative.
+        If shapes differ, there are no neurons, rates are negative, or values are not finite.
 
     References
     ----------
@@ -74,7 +94,9 @@ def bits_per_spike(
 
 def poisson_nll_sums(rates: np.ndarray, spikes: np.ndarray, n_bins: np.ndarray | None = None) -> TrialSums:
     """Poisson negative log-likelihood per bin and neuron as sums over trials; see :func:`poisson_nll`."""
+    _check_rates_of_spikes(rates, spikes)
     rates, spikes, valid = trials_of(rates, spikes, n_bins=n_bins)
+    spikes = masked(spikes, valid)
     constant = np.array([math.lgamma(k + 1) for k in range(int(spikes.max(initial=0)) + 1)])
     nll = masked(constant[spikes.astype(np.int64)] - log_likelihood_terms(rates, spikes), valid).sum((1, 2))
     entries = valid.sum(1) * float(spikes.shape[2])

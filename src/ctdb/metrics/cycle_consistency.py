@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-from ctdb.metrics.bits_per_spike import RATE_FLOOR
+from ctdb.metrics.bits_per_spike import RATE_FLOOR, check_rates
 from ctdb.metrics.case import METRICS, Case
-from ctdb.metrics.r2 import linear_map, r2_sums
+from ctdb.metrics.r2 import check_channels, linear_map, r2_sums
 from ctdb.metrics.trial_sums import TrialSums, trials_of
 
 VARIANCE_KEPT = 0.99
@@ -22,6 +22,8 @@ def cycle_consistency_sums(
     n_bins_eval: np.ndarray | None = None,
 ) -> TrialSums:
     """Cycle consistency as sums over trials; see :func:`cycle_consistency`."""
+    check_rates(rates_train)
+    check_rates(rates_eval)
     latents, rates, valid = trials_of(latents_train, rates_train, n_bins=n_bins_train)
     log_rates = np.log(np.maximum(rates[valid], RATE_FLOOR))
     weights, offset = linear_map(latents[valid], log_rates)
@@ -30,6 +32,8 @@ def cycle_consistency_sums(
     rank = min(int(np.searchsorted(share, VARIANCE_KEPT)) + 1, len(singular))
     inverse = right[:rank].T @ np.diag(1 / singular[:rank]) @ left[:, :rank].T if singular[0] > 0 else weights.T * 0
     latents_eval, rates_eval, _ = trials_of(latents_eval, rates_eval, n_bins=n_bins_eval)
+    check_channels(latents_eval, weights)
+    check_channels(rates_eval, weights.T)
     if through == "predicted":
         log_rates_eval = latents_eval @ weights + offset
     else:
@@ -67,7 +71,7 @@ def cycle_consistency(
     Raises
     ------
     MetricError
-        If shapes disagree, values are not finite, or the latents do not vary.
+        If shapes disagree, values are not finite, rates are negative, or the latents do not vary.
 
     References
     ----------

@@ -92,6 +92,7 @@ def state_r2_sums(
     *train, valid = trials_of(source, target, n_bins=n_bins_train)
     weights, offset = linear_map(*(array[valid] for array in train))
     source_eval = np.asarray(source_eval, np.float64)
+    check_channels(source_eval, weights)
     return r2_sums(target_eval, source_eval @ weights + offset, n_bins_eval)
 
 
@@ -132,6 +133,15 @@ def state_r2(
     return state_r2_sums(
         true_train, inferred_train, true_eval, inferred_eval, direction, n_bins_train, n_bins_eval
     ).value
+
+
+def check_channels(source: np.ndarray, weights: np.ndarray) -> None:
+    """Raise MetricError where `source` has other channels than the arrays that `weights` were fitted on."""
+    if source.shape[-1] != len(weights):
+        raise MetricError(
+            f"the arrays that fit the regression have {len(weights)} channels, those that score it {source.shape[-1]}; "
+            "give both from the same model"
+        )
 
 
 def linear_map(

@@ -18,7 +18,7 @@ class TrialSums:
     terms
         What each trial adds (trials, terms).
     combine
-        Maps summed terms (..., terms) to the score (...).
+        Maps summed terms (resamples, terms) to the scores (resamples,).
     """
 
     terms: Float[np.ndarray, "trials terms"]
@@ -28,7 +28,7 @@ class TrialSums:
     def value(self) -> float:
         """The score."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(self.combine(self.terms.sum(0)))
+            return float(self.combine(self.terms.sum(0, keepdims=True))[0])
 
     def interval(self, rng: np.random.Generator, level: float = 0.95, n_resamples: int = 1000) -> tuple[float, float]:
         """Percentile bootstrap interval over trials.

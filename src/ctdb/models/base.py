@@ -133,8 +133,8 @@ class Model(nn.Module, ABC):
 
         Returns
         -------
-        `encod_data`, 0 in padding; `recon_data` if there; `ext_input`, with no channels where there is none; and `weight`
-        (trials, bins, 1), which is 1 in valid bins and 0 in padding.
+        `encod_data`, 0 in padding; `recon_data` if there; `ext_input`, with no channels where there is none; and
+        `weight` (trials, bins, 1), which is 1 in valid bins and 0 in padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
         made = {name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}

@@ -236,9 +236,6 @@ class _LightningModule(pl.LightningModule):
         loss = self.module.loss(batch, self.generator)
         self.valid_loss = self.valid_loss + loss * (_n_trials(batch) / self.trainer.val_dataloaders.n_trials)
 
-    def on_validation_epoch_end(self) -> None:
-        self.log("valid_loss", self.valid_loss)
-
 
 class Keeper(pl.Callback):
     """Keeps what must survive: history, best weights, learning-rate plateau, and a checkpoint to go on from.
@@ -352,9 +349,10 @@ class Keeper(pl.Callback):
 
     def _stop_diverged(self, trainer: pl.Trainer, pl_module: _LightningModule, epoch: int, train_loss: float) -> None:
         step = float(pl_module.first_bad_step)
-        where = (
-            f"training step {step:.0f} (epoch {epoch})" if math.isfinite(step) else f"the validation of epoch {epoch}"
-        )
+        if math.isfinite(step):
+            where = f"training step {step:.0f} (epoch {epoch})"
+        else:
+            where = f"the validation of epoch {epoch}, after training step {trainer.global_step - 1}"
         kept = f"the weights of epoch {self.best_epoch}" if self.best_epoch >= 0 else "the initial weights"
         value = "NaN" if math.isnan(train_loss) or math.isnan(float(pl_module.valid_loss)) else "infinite"
         self.diverged = (

@@ -1,0 +1,156 @@
+"""Time drawing 3-bit flip-flop trials against a Python loop over trials and bins, as the reference implementation has.
+
+Run ``python benchmarks/nbff_generation.py``; with ``--write`` its section of ``benchmarks/README.md`` is replaced.
+
+Both sides draw pulses, states, targets, loss mask and input noise of 1000 trials x 500 bins x 3 bits, on one thread.
+They are timed in turn in one process, and the ratio is the median over the rounds of each round's own ratio, so that
+a machine that is busy with other things slows both alike.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import statistics
+import time
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import numpy as np  # noqa: E402
+
+from ctdb.tasks.base import TaskTrials, build  # noqa: E402
+
+README = Path(__file__).parent / "README.md"
+TITLE = "## Drawing flip-flop trials (`nbff_generation.py`)"
+SWITCH_PROB, INPUT_NOISE, PULSE_FREE_BINS, BLIND_START, BLIND_AFTER_CHANGE = 0.01, 0.15, 3, 5, 4
+
+
+def looped_states(pulses: np.ndarray) -> np.ndarray:
+    """States of one trial (bins, bits), bin by bin and bit by bit: +1 sets, -1 clears, else the bit stays."""
+    n_bins, n_bits = pulses.shape
+    states, state = np.zeros((n_bins, n_bits)), np.zeros(n_bits)
+    for t in range(n_bins):
+        for bit in range(n_bits):
+            if pulses[t, bit] == 1:
+                state[bit] = 1
+            elif pulses[t, bit] == -1:
+                state[bit] = 0
+        states[t] = state
+    return states
+
+
+def loss_mask(states: np.ndarray) -> np.ndarray:
+    """0 in the first bins and, per bit, in the bins that follow a change; whole arrays, as the reference has it."""
+    changed = np.diff(states, axis=1) != 0
+    mask = np.ones(states.shape)
+    for delay in range(1, BLIND_AFTER_CHANGE + 1):
+        mask[:, 1 + delay :] *= ~changed[:, :-delay]
+    mask[:, :BLIND_START] = 0
+    return mask
+
+
+def draw_in_a_loop(n_trials: int, n_bins: int, n_bits: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Trials drawn one by one, from the equations of the reference implementation."""
+    shape = (n_trials, n_bins, n_bits)
+    trials = {name: np.zeros(shape) for name in ("inputs", "inputs_true", "targets")}
+    for trial in range(n_trials):
+        draw = rng.random((n_bins, n_bits))
+        pulses = np.zeros((n_bins, n_bits))
+        pulses[draw > 1 - SWITCH_PROB] = 1
+        pulses[draw < SWITCH_PROB] = -1
+        pulses[:PULSE_FREE_BINS] = 0
+        trials["inputs_true"][trial] = pulses
+        trials["targets"][trial] = looped_states(pulses)
+        trials["inputs"][trial] = pulses + rng.normal(0, INPUT_NOISE, (n_bins, n_bits))
+    return {**trials, "loss_weight": loss_mask(trials["targets"])}
+
+
+def check_equal(trials: TaskTrials) -> None:
+    """Given the same pulses, both sides must have the same states and the same loss mask."""
+    states = np.stack([looped_states(pulses) for pulses in trials.inputs_true])
+    np.testing.assert_array_equal(states, trials.targets)
+    np.testing.assert_array_equal(loss_mask(states), trials.loss_weight)
+
+
+def measure(n_trials: int, n_bins: int, n_bits: int, n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round."""
+    settings = {"n_bits": n_bits, "n_bins": n_bins, "switch_prob": SWITCH_PROB, "input_noise": INPUT_NOISE}
+    task = build({"kind": "nbff", **settings})
+    check_equal(task.generate(100, np.random.default_rng(0)))
+    sides = {
+        "loop": lambda rng: draw_in_a_loop(n_trials, n_bins, n_bits, rng),
+        "ctdb": lambda rng: task.generate(n_trials, rng),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(n_rounds + 1):
+        for name, draw in sides.items():
+            rng = np.random.default_rng(index)
+            start = time.perf_counter()
+            draw(rng)
+            if index:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(seconds: dict[str, list[float]], size: str) -> str:
+    """Table of the measurement, as Markdown."""
+    ratios = [loop / ours for loop, ours in zip(seconds["loop"], seconds["ctdb"], strict=True)]
+    rows = [
+        f"| {label} | {1000 * statistics.median(seconds[name]):.0f} | {1000 * min(seconds[name]):.0f} |"
+        for name, label in (("loop", "Python loop over trials and bins"), ("ctdb", "ctdb, `generate()`"))
+    ]
+    return "\n".join(
+        [
+            f"{size}: pulses, states, targets, loss mask and noise; 1 thread, {len(ratios)} rounds in turn.",
+            "",
+            "| side | median ms | best ms |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"**{statistics.median(ratios):.1f} times faster** (median of the rounds' own ratios; lowest "
+            f"{min(ratios):.1f}, highest {max(ratios):.1f}). Given the same pulses, both sides have equal states and "
+            "masks.",
+        ]
+    )
+
+
+def machine() -> str:
+    """The machine in general words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
+        model = found[1].strip()
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    return f"{model}, {os.cpu_count()} cores, {versions}, {datetime.date.today().isoformat()}"
+
+
+def replace_section(text: str, title: str, body: str) -> str:
+    """`text` with the section under `title`, up to the next one of its level, replaced or added at the end."""
+    section = f"{title}\n\n{body}\n"
+    pattern = re.compile(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if pattern.search(text):
+        return pattern.sub(lambda _: f"{section}\n", text).rstrip("\n") + "\n"
+    return f"{text.rstrip()}\n\n{section}"
+
+
+def main() -> None:
+    """Measure, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--bins", type=int, default=500)
+    parser.add_argument("--bits", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", action="store_true", help="replace this benchmark's section of README.md")
+    given = parser.parse_args()
+    seconds = measure(given.trials, given.bins, given.bits, given.rounds)
+    body = f"{machine()}.\n\n{report(seconds, f'{given.trials} trials x {given.bins} bins x {given.bits} bits')}"
+    print(body)
+    if given.write:
+        README.write_text(replace_section(README.read_text(), TITLE, body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The demo's promises: the whole DAG at quick size, against the numbers that a plain trial or a publication reached."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import pandas as pd
+import pytest
+
+from project import REPOSITORY, lay_out
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished run of config/quick.yaml in a folder of its own."""
+    project = lay_out(tmp_path_factory.mktemp("demo") / "project")
+    shutil.copytree(REPOSITORY / "config", project.folder / "config")
+    data = os.environ.get("CTDB_DATA", REPOSITORY.parent / "shared/data")
+    project.environment["CTDB_DATA"] = str(Path(data).resolve())
+    done = project.run("--configfile", "config/quick.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project.folder / "results/quick"
+
+
+def score(demo, dataset: str, model: str, metric: str, split: str) -> float:
+    table = pd.read_parquet(demo / "scores.parquet").set_index(["dataset", "model", "metric", "split"])
+    return float(table.loc[(dataset, model, metric, split), "value"].iloc[0])
+
+
+def test_the_network_solves_the_flip_flop(demo):
+    with h5py.File(demo / "networks/nbff_gru/seed0/activity.h5") as activity:
+        assert activity.attrs["loss"] < 0.05 * activity.attrs["baseline_loss"]
+
+
+def test_a_gru_autoencoder_recovers_the_rates_and_states_and_a_linear_one_does_not(demo):
+    assert score(demo, "nbff", "sae_gru", "rate_r2", "test") >= 0.9
+    assert score(demo, "nbff", "sae_gru", "state_r2_inferred_to_true", "test") >= 0.9
+    assert score(demo, "nbff", "lds", "rate_r2", "test") < 0.7
+
+
+def test_held_out_neurons_are_predicted_most_of_the_way_to_the_ceiling(demo):
+    reached = score(demo, "nbff", "sae_gru", "bits_per_spike_heldout", "test")
+    ceiling = score(demo, "nbff", "ceiling_true_rates", "bits_per_spike_heldout", "test")
+    assert 0.85 * ceiling < reached < ceiling
+
+
+def test_lorenz_is_fitted_well_below_the_null(demo):
+    if not (demo / "datasets/lorenz.h5").exists():
+        pytest.skip("lorenz.h5 is not in $CTDB_DATA (default ../shared/data)")
+    assert score(demo, "lorenz", "sae_gru", "poisson_nll", "valid") < 0.083
+    assert score(demo, "lorenz", "floor_mean_rate", "poisson_nll", "valid") == pytest.approx(0.0897, abs=2e-4)
+    assert score(demo, "lorenz", "ceiling_true_rates", "poisson_nll", "valid") == pytest.approx(0.07755, abs=1e-4)
+
+
+def test_every_figure_has_its_pdf_png_and_csv(demo):
+    figures = {path.stem for path in (demo / "figures").iterdir()}
+    assert {"task_performance", "nbff_rates", "nbff_latents", "nbff_scores"} <= figures
+    for figure in figures:
+        assert (demo / f"figures/{figure}.pdf").read_bytes()[:5] == b"%PDF-"
+        assert len(pd.read_csv(demo / f"figures/{figure}.csv")) > 0
+
+
+def test_no_output_holds_a_path_of_this_machine(demo):
+    marks = [str(REPOSITORY).encode(), str(demo).encode()]
+    for path in demo.rglob("*"):
+        if path.is_file() and not {"logs", "benchmarks"} & set(path.relative_to(demo).parts):
+            content = path.read_bytes()
+            assert not any(mark in content for mark in marks), path
+    with h5py.File(demo / "datasets/nbff.h5") as dataset:
+        assert json.loads(dataset.attrs["provenance"])["kind"] == "simulated"

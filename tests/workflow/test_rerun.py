@@ -1,0 +1,116 @@
+"""Only what changed reruns: each case changes one thing in a finished project and looks at what would run."""
+
+import os
+
+SCORING = {"score_fit": 3, "score_anchors": 2, "gather_scores": 1}
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+    assert finished.planned() == {}
+    again = finished.run()
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_touching_every_file_runs_nothing(copy):
+    for path in copy.folder.rglob("*"):
+        if path.is_file() and ".snakemake" not in path.parts:
+            os.utime(path)
+    assert copy.planned() == {}
+
+
+def test_comments_docstrings_and_formatting_run_nothing(copy):
+    for path in [*copy.folder.rglob("src/ctdb/**/*.py"), *copy.folder.rglob("workflow/scripts/*.py")]:
+        path.write_text(path.read_text().replace('"""', '"""Reworded. ', 1) + "\n\n\n# a comment\n")
+    copy.edit("src/ctdb/metrics/r2.py", "def rate_r2(true: np.ndarray, ", "def rate_r2(\n    true: np.ndarray,\n    ")
+    assert copy.planned() == {}
+
+
+def test_results_beside_a_fresh_clone_run_nothing(copy):
+    for path in (copy.folder / ".snakemake").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert copy.planned() == {}
+
+
+def test_a_changed_metric_rescores_and_redraws_only(copy):
+    copy.edit("src/ctdb/metrics/cycle_consistency.py", "VARIANCE_KEPT = 0.99", "VARIANCE_KEPT = 0.98")
+    planned = copy.planned()
+    figures = planned.pop("figure")
+    assert planned == SCORING
+    assert figures >= 1
+
+
+def test_a_changed_model_refits_that_model_only(copy):
+    copy.edit("src/ctdb/models/sae_gru.py", "GRUCell(self.sizes", "GRUCell(0 + self.sizes")
+    planned = copy.planned()
+    assert "train_network" not in planned
+    assert "simulate_dataset" not in planned
+    assert planned["fit"] == 2
+    outputs = copy.planned_outputs("fit")
+    assert "fits/flip/sae_gru" in outputs
+    assert "fits/mine/sae_gru" in outputs
+    assert "lds" not in outputs
+
+
+def test_changed_code_that_all_models_share_refits_all(copy):
+    copy.edit("src/ctdb/models/autoencoder.py", "/ (1 - rate)", "/ (1.0 - rate)")
+    planned = copy.planned()
+    assert planned["fit"] == 3
+    assert "train_network" not in planned
+
+
+def test_a_changed_network_retrains_what_follows_from_it_only(copy):
+    copy.edit("src/ctdb/networks/noisy_gru.py", "GRUCell(self.n_inputs", "GRUCell(0 + self.n_inputs")
+    planned = copy.planned()
+    assert planned["train_network"] == 1
+    assert planned["fit"] == 2
+    assert "task_data" not in planned
+    assert "prepare_file" not in planned
+    assert "mine" not in copy.planned_outputs("fit")
+
+
+def test_a_new_seed_trains_one_more_fit_per_model(copy):
+    copy.edit("config.yaml", "models: [sae_gru, lds], seeds: [0]", "models: [sae_gru, lds], seeds: [0, 1]")
+    planned = copy.planned()
+    assert planned.pop("figure") == 1
+    assert planned == {"fit": 2, "score_fit": 2, "gather_scores": 1}
+    assert copy.planned_outputs("fit").count("seed1/weights") == 2
+
+
+def test_a_changed_setting_reruns_its_stage_and_what_follows(copy):
+    copy.edit("config.yaml", "latent_size: 4", "latent_size: 3")
+    assert copy.planned()["fit"] == 3
+    assert "train_network" not in copy.planned()
+
+
+def test_a_figure_s_settings_and_the_style_redraw_only(copy):
+    copy.edit(
+        "config.yaml", "{kind: task_performance, network: gru}", "{kind: task_performance, network: gru, n_trials: 1}"
+    )
+    assert copy.planned() == {"figure": 1}
+    copy.edit("src/ctdb/figures/ctdb.mplstyle", "font.size: 7", "font.size: 8")
+    assert copy.planned() == {"figure": 4}
+
+
+def test_a_removed_result_is_made_again_with_the_same_bytes(copy, finished):
+    (copy.folder / "results/fits/flip/lds/seed0/output.h5").unlink()
+    (copy.folder / "results/scores.parquet").unlink()
+    assert copy.run().returncode == 0
+    assert copy.digests() == finished.digests()
+
+
+def test_every_rule_with_a_script_carries_a_fingerprint_of_its_code(finished):
+    for file in sorted((finished.folder / "workflow/rules").glob("*.smk")):
+        for rule in file.read_text().split("\nrule ")[1:]:
+            assert "code=" in rule, f"{file.name}: rule {rule.splitlines()[0]} has no code fingerprint"
+
+
+def test_fingerprints_of_scripts_cover_what_they_run(copy):
+    """A change in a module deep below a script is seen, however the script imports it."""
+    copy.edit("src/ctdb/training/loop.py", "self.best_loss = -1, math.inf", "self.best_loss = -1, +math.inf")
+    planned = copy.planned()
+    assert planned["train_network"] == 1
+    assert planned["fit"] == 3
+    assert "task_data" not in planned
+    assert "prepare_file" not in planned
