@@ -198,7 +198,14 @@ def test_a_metric_asked_for_by_name_that_does_not_apply_is_an_error_with_a_remed
     for metric in missing:
         with pytest.raises(MetricError, match=rf"'some'.*'{metric}'.*scores\.metrics"):
             score_fit(data, tmp_path, ["poisson_nll", metric], LABELS)
-        score_anchors(data, ["poisson_nll", metric], "some")  # an anchor has what it has
+        with pytest.raises(MetricError, match=rf"'some'.*'{metric}'.*scores\.metrics"):  # no need to wait for a fit
+            score_anchors(data, ["poisson_nll", metric], "some")
+
+
+def test_an_anchor_that_lacks_what_fits_have_is_no_error():
+    table = score_anchors(make_data(), ["state_r2_true_to_inferred", "poisson_nll"], "some")
+    assert set(table[table["role"] == "floor"]["metric"]) == {"poisson_nll"}
+    assert set(table[table["role"] == "ceiling"]["metric"]) == {"state_r2_true_to_inferred", "poisson_nll"}
 
 
 def test_only_the_metrics_that_were_asked_for_are_scored(tmp_path):

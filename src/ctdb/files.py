@@ -42,7 +42,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise WriteError(_explain(path, error)) from error
+        raise write_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -99,7 +99,7 @@ def lock(folder: Path | str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115 -- closed below, whatever happens
     except OSError as error:
-        raise WriteError(_explain(path, error)) from error
+        raise write_error(path, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,13 +109,8 @@ def lock(folder: Path | str) -> Iterator[None]:
         yield
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _explain(path: Path, error: OSError) -> str:
+def write_error(path: Path | str, error: OSError) -> WriteError:
+    """Error that says why `path` could not be written and what to do about it."""
     remedies = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
         errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
@@ -125,4 +120,10 @@ def _explain(path: Path, error: OSError) -> str:
     remedy = remedies.get(
         error.errno or 0, "make the folder writable, or point `results` in the configuration to one that is"
     )
-    return f"{path}: cannot be written ({error.strerror or error}): {remedy}"
+    return WriteError(f"{path}: cannot be written ({error.strerror or error}): {remedy}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

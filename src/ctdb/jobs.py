@@ -15,10 +15,12 @@ def job(log: str, threads: int) -> Iterator[None]:
     """Run the body of a rule's script with standard output and error in `log` and at most `threads` threads.
 
     An error that the user can cure (CtdbError) ends the script with its message alone; any other one keeps its
-    traceback. Use it before torch is imported, so that the thread count takes effect everywhere.
+    traceback. Where the log cannot be written, the message goes to the terminal. Use it before torch is imported, so
+    that the thread count takes effect everywhere.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    terminal = os.dup(2)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", buffering=1) as file:
         sys.stdout.flush()
@@ -27,12 +29,14 @@ def job(log: str, threads: int) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except CtdbError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except BaseException:
-            traceback.print_exc()
-            raise SystemExit(1) from None
-        finally:
             sys.stdout.flush()
-            sys.stderr.flush()
+        except BaseException as error:
+            curable = isinstance(error, CtdbError)
+            text = f"error: {error}\n" if curable else traceback.format_exc()
+            try:
+                sys.stdout.flush()
+                file.write(text)
+                file.flush()
+            except OSError:  # the disk that holds the log is full
+                os.write(terminal, text.encode())
+            os._exit(1)  # closing the log in the usual way would fail on a full disk, and hide the message

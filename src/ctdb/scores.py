@@ -126,7 +126,7 @@ def _rows(
             try:
                 sums = METRICS[metric](Case(dataset, outputs, split))
             except NotApplicableError as error:
-                if metrics is not None and labels["role"] == "fit":
+                if metrics is not None and (labels["role"] == "fit" or error.of_dataset):
                     raise MetricError(
                         f"dataset {labels['dataset']!r}: score {metric!r} was asked for, but {error}. Take it out of "
                         "`scores.metrics`, or give the dataset what it needs (`n_heldout`, `truth`, `latents`)"
@@ -134,6 +134,9 @@ def _rows(
                 continue
             except MetricError as error:
                 rows.append({**row, "status": "undefined", "reason": str(error)})
+                continue
+            if not np.isfinite(sums.value):
+                rows.append({**row, "status": "undefined", "reason": "not a finite number on these trials"})
                 continue
             low, high = sums.interval(numpy_generator("bootstrap", labels["dataset"], split))
             rows.append({**row, "value": sums.value, "low": low, "high": high, "status": "ok", "reason": ""})

@@ -124,7 +124,7 @@ def _bits_per_spike_heldin(case: Case) -> TrialSums:
 @METRICS.register("bits_per_spike_heldout")
 def _bits_per_spike_heldout(case: Case) -> TrialSums:
     if case.dataset.n_heldin == case.dataset.n_neurons:
-        raise NotApplicableError("no neurons are held out")
+        raise NotApplicableError("no neurons are held out", of_dataset=True)
     return _bits_per_spike(case, slice(case.dataset.n_heldin, None))
 
 

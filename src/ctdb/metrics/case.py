@@ -14,7 +14,17 @@ METRICS = Registry("ctdb.metrics")
 
 
 class NotApplicableError(MetricError):
-    """A score that this dataset or model cannot have, such as a rate R2 of a recording. The message says why."""
+    """A score that this dataset or model cannot have, such as a rate R2 of a recording. The message says why.
+
+    Attributes
+    ----------
+    of_dataset
+        Whether the dataset, and so every model of it, cannot have the score.
+    """
+
+    def __init__(self, message: str, of_dataset: bool = False):
+        super().__init__(message)
+        self.of_dataset = of_dataset
 
 
 @dataclass(frozen=True)
@@ -56,5 +66,5 @@ class Case:
         """True array of the scored split, or of another; NotApplicableError if the dataset does not know it."""
         array = getattr(self.dataset[split or self.split], name)
         if array is None:
-            raise NotApplicableError(f"the dataset has no {name}")
+            raise NotApplicableError(f"the dataset has no {name}", of_dataset=True)
         return array

@@ -26,7 +26,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
 from ctdb.errors import TrainingDivergedError
-from ctdb.files import write_text
+from ctdb.files import write_error, write_text
 from ctdb.provenance import fingerprint
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
@@ -144,7 +144,7 @@ def _run_epochs(
     callbacks: list[pl.Callback] = [keeper]
     if show_bar := sys.stderr.isatty():
         callbacks.append(TQDMProgressBar())
-    with _quiet_lightning():
+    with _lightning_kept_to_itself():
         trainer = pl.Trainer(
             accelerator="auto",
             devices=1,
@@ -281,11 +281,8 @@ class Keeper(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: _LightningModule) -> None:
         """Record the epoch; keep the best weights; stop where the loss is not finite."""
-        epoch, train_loss, valid_loss = (
-            trainer.current_epoch,
-            float(pl_module.train_loss),
-            float(pl_module.valid_loss),
-        )
+        epoch = trainer.current_epoch
+        train_loss, valid_loss = float(pl_module.train_loss), float(pl_module.valid_loss)
         self.rows.append([epoch, train_loss, valid_loss, trainer.optimizers[0].param_groups[0]["lr"]])
         if not (math.isfinite(train_loss) and math.isfinite(valid_loss)):
             self._stop_diverged(trainer, pl_module, epoch, train_loss)
@@ -309,12 +306,16 @@ class Keeper(pl.Callback):
             self.write_checkpoint(trainer)
 
     def write_checkpoint(self, trainer: pl.Trainer) -> None:
-        """Write the checkpoint, whole or not at all."""
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        """Write the checkpoint, whole or not at all; raise WriteError where it cannot be."""
         # Lightning moves the file here from /tmp, which across file systems is a copy that a kill can cut short.
         partial = self.checkpoint.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.checkpoint)
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(partial)
+            os.replace(partial, self.checkpoint)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise write_error(self.checkpoint, error) from error
         self._last_write = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,14 +379,18 @@ def _n_trials(batch: Mapping[str, Tensor]) -> int:
 
 
 @contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on things that are decided here; its errors still show."""
+def _lightning_kept_to_itself() -> Iterator[None]:
+    """Hide Lightning's advice on things that are decided here, and undo the global settings it changes."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
+    deterministic = torch.are_deterministic_algorithms_enabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\._pytree)")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
