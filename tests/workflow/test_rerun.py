@@ -108,7 +108,7 @@ def test_every_rule_with_a_script_carries_a_fingerprint_of_its_code(finished):
 
 def test_fingerprints_of_scripts_cover_what_they_run(copy):
     """A change in a module deep below a script is seen, however the script imports it."""
-    copy.edit("src/ctdb/training/loop.py", "self.best_loss = -1, math.inf", "self.best_loss = -1, +math.inf")
+    copy.edit("src/ctdb/training/keeper.py", "self.best_loss = -1, math.inf", "self.best_loss = -1, +math.inf")
     planned = copy.planned()
     assert planned["train_network"] == 1
     assert planned["fit"] == 3

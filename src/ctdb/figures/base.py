@@ -9,6 +9,7 @@ from typing import ClassVar
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.files import read_hdf5, write_bytes, write_text
@@ -50,6 +51,7 @@ def make(figure: type[Figure], settings: FigureSettings, files: Mapping[Need, st
     mpl.use("agg")
     with mpl.style.context(STYLE):
         canvas, table = figure.draw(settings, files)
+        plt.close(canvas)  # pyplot would keep it; its contents can still be written
         for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
             buffer = io.BytesIO()
             canvas.savefig(buffer, format=suffix, metadata=metadata)

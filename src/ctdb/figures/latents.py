@@ -45,7 +45,7 @@ class Latents(Figure):
         split = dataset.report_split
         if dataset["train"].latents is None:
             raise DatasetError(
-                f"dataset {settings.dataset!r} does not know its true latents: figure `latents` needs them"
+                f"dataset {settings.dataset!r} has no true latents, which figure `latents` needs; draw another dataset"
             )
         n_trials = min(settings.n_trials, dataset[split].n_trials)
         axes_of_state, share = _principal_axes(dataset["train"].latents)

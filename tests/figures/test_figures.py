@@ -1,0 +1,155 @@
+"""Figures: files that are whole and reproducible, tables that hold what is drawn, recordings without truth."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from ctdb import datasets
+from ctdb.errors import DatasetError
+from ctdb.figures import FIGURES
+from ctdb.figures.base import make
+from ctdb.files import write_hdf5
+from ctdb.scores import COLUMNS
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    yield
+    assert plt.get_fignums() == []
+
+
+def draw(kind: str, files: dict, out, **options) -> pd.DataFrame:
+    figure = FIGURES[kind]
+    settings = figure.Settings(kind=kind, **options)
+    assert set(map(tuple, figure.needs(settings))) == set(files)
+    make(figure, settings, {need: str(path) for need, path in files.items()}, out)
+    assert out.with_suffix(".pdf").read_bytes()[:5] == b"%PDF-"
+    assert out.with_suffix(".png").read_bytes()[1:4] == b"PNG"
+    return pd.read_csv(out.with_suffix(".csv"))
+
+
+def write_outputs(path, dataset, status="ok", seed=1):
+    """A fit's outputs: the true rates (or some), and states that are an affine image of the true ones (or some)."""
+    rng = np.random.default_rng(seed)
+    mixing, arrays = None, {}
+    for name, split in dataset.splits.items():
+        shape = (*split.recon_data.shape[:2], 3)
+        latents = rng.normal(size=shape) if split.latents is None else split.latents
+        mixing = rng.normal(size=(latents.shape[2], 4)) if mixing is None else mixing
+        arrays[f"{name}_rates"] = split.recon_data * 0 + 0.5 if split.truth is None else split.truth
+        arrays[f"{name}_latents"] = latents @ mixing + 2
+    write_hdf5(path, arrays, {"format": "ctdb-output-1", "status": status})
+
+
+@pytest.fixture
+def simulated(make_dataset, tmp_path):
+    dataset = make_dataset(n_trials=20, n_bins=30, latents=4, ext_input=2)
+    datasets.write(tmp_path / "some.h5", dataset)
+    write_outputs(tmp_path / "good.h5", dataset)
+    return dataset, {("dataset", "some"): tmp_path / "some.h5", ("fit", "some", "good", 0): tmp_path / "good.h5"}
+
+
+def test_a_figure_has_the_same_bytes_twice(simulated, tmp_path):
+    _, files = simulated
+    for name in ("first", "second"):
+        draw("raster", files, tmp_path / name, dataset="some", models=["good"])
+        draw("latents", files, tmp_path / f"{name}_states", dataset="some", models=["good"])
+    for suffix in (".pdf", ".png", ".csv", "_states.pdf", "_states.png", "_states.csv"):
+        assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
+
+
+def test_a_raster_tabulates_the_trial_it_draws(simulated, tmp_path):
+    dataset, files = simulated
+    table = draw("raster", files, tmp_path / "figure", dataset="some", models=["good"], trial=3)
+    neuron = table[table["neuron"] == 5]
+    np.testing.assert_array_equal(neuron["spikes"], dataset["test"].recon_data[3, :, 5])
+    np.testing.assert_allclose(neuron["true_rates"], dataset["test"].truth[3, :, 5], rtol=1e-5)
+    np.testing.assert_allclose(neuron["good"], neuron["true_rates"])
+    np.testing.assert_allclose(neuron["time_s"], dataset.bin_s * np.arange(30))
+    assert neuron["heldout"].all()
+
+
+def test_a_raster_of_a_recording_does_without_true_rates_and_held_out_neurons(make_dataset, tmp_path):
+    recording = make_dataset(n_heldout=0, truth=False)
+    datasets.write(tmp_path / "some.h5", recording)
+    write_outputs(tmp_path / "fit.h5", recording)
+    files = {("dataset", "some"): tmp_path / "some.h5", ("fit", "some", "sae", 2): tmp_path / "fit.h5"}
+    table = draw("raster", files, tmp_path / "figure", dataset="some", models=["sae"], seed=2)
+    assert "true_rates" not in table
+    assert not table["heldout"].any()
+
+
+def test_states_that_are_an_affine_image_of_the_true_ones_are_drawn_on_top_of_them(simulated, tmp_path):
+    _, files = simulated
+    table = draw("latents", files, tmp_path / "figure", dataset="some", models=["good"], n_trials=4)
+    true, inferred = (table[table["source"] == source] for source in ("true states", "good"))
+    assert true["trial"].nunique() == 4
+    axes = ["pc1", "pc2", "pc3"]
+    np.testing.assert_allclose(inferred[axes], true[axes].to_numpy(), atol=1e-4)
+    assert (np.diff(true[axes].var()) < 0).all()
+
+
+def test_states_without_truth_are_an_error_that_says_so(make_dataset, tmp_path):
+    datasets.write(tmp_path / "some.h5", make_dataset())
+    figure = FIGURES["latents"]
+    settings = figure.Settings(kind="latents", dataset="some", models=[])
+    with pytest.raises(DatasetError, match="'some' has no true latents"):
+        make(figure, settings, {("dataset", "some"): str(tmp_path / "some.h5")}, tmp_path / "figure")
+    assert list(tmp_path.glob("figure*")) == []
+
+
+def test_a_fit_that_diverged_is_named_so(simulated, tmp_path):
+    dataset, files = simulated
+    write_outputs(tmp_path / "good.h5", dataset, status="diverged")
+    table = draw("latents", files, tmp_path / "figure", dataset="some", models=["good"])
+    assert set(table["source"]) == {"true states", "good (diverged)"}
+
+
+def test_task_performance_tabulates_inputs_targets_and_outputs(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(3, 10, 2)) for name in ("inputs", "targets", "outputs", "states")}
+    facts = {"bin_s": 0.01, "input_names": ["a", "b"], "output_names": ["x", "y"], "loss": 0.1, "baseline_loss": 1.0}
+    write_hdf5(tmp_path / "activity.h5", arrays, facts)
+    files = {("activity", "gru", 0): tmp_path / "activity.h5"}
+    table = draw("task_performance", files, tmp_path / "figure", network="gru", n_trials=2)
+    assert len(table) == 2 * 2 * 10
+    shown = table[(table["trial"] == 2) & (table["channel"] == "y")]
+    for name in ("inputs", "targets", "outputs"):
+        np.testing.assert_allclose(shown[name], arrays[name][1, :, 1], rtol=1e-5)
+
+
+def scores_file(path, rows):
+    blank = {"dataset": "some", "kind": "k", "sweep": "{}", "n_trials": 4, "status": "ok", "reason": ""}
+    table = pd.DataFrame([blank | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
+    table.to_parquet(path)
+    return {("scores",): path}
+
+
+def test_a_score_table_has_means_over_seeds_between_ceiling_and_floor_and_counts_failures(tmp_path):
+    value = {"split": "test", "metric": "bits_per_spike_heldin", "low": 0.0, "high": 1.0}
+    files = scores_file(
+        tmp_path / "scores.parquet",
+        [
+            value | {"model": "floor_mean_rate", "role": "floor", "value": 0.0},
+            value | {"model": "poor", "role": "fit", "seed": 0, "value": 0.1, "low": 0.05, "high": 0.15},
+            value | {"model": "good", "role": "fit", "seed": 0, "value": 0.2},
+            value | {"model": "good", "role": "fit", "seed": 1, "value": 0.4},
+            value | {"model": "good", "role": "fit", "seed": 2, "value": np.nan, "status": "diverged"},
+            value | {"model": "ceiling_true_rates", "role": "ceiling", "value": 0.5},
+            value | {"model": "good", "role": "fit", "seed": 0, "value": 9.0, "split": "valid"},
+            value | {"model": "good", "role": "fit", "seed": 0, "value": 9.0, "dataset": "other"},
+        ],
+    )
+    table = draw("score_table", files, tmp_path / "figure", dataset="some")
+    assert table["model"].tolist() == ["ceiling_true_rates", "good", "poor", "floor_mean_rate"]
+    good, poor = table.iloc[1], table.iloc[2]
+    assert (good["mean"], good["low"], good["high"]) == pytest.approx((0.3, 0.2, 0.4))
+    assert (good["n_ok"], good["n"]) == (2, 3)
+    assert (poor["low"], poor["high"]) == pytest.approx((0.05, 0.15))
+
+
+def test_a_score_table_of_fits_that_all_failed_is_drawn(tmp_path):
+    row = {"model": "lds", "role": "fit", "seed": 0, "split": "test", "metric": "rate_r2", "status": "diverged"}
+    table = draw("score_table", scores_file(tmp_path / "scores.parquet", [row]), tmp_path / "figure", dataset="some")
+    assert table["mean"].isna().all()
