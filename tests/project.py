@@ -29,7 +29,7 @@ models:
     kind: sae_gru
     latent_size: 4
     encoder_size: 3
-    training: {max_epochs: 4, batch_size: 8, checkpoint_seconds: 0}
+    training: {max_epochs: 4, batch_size: 8}
   lds: {<<: *small, kind: lds}
 fits:
   - {datasets: [flip], models: [sae_gru, lds], seeds: [0]}
@@ -47,11 +47,15 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.environment = os.environ | {"PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = os.environ | {
+            "PYTHONPATH": str(folder / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CTDB_CHECKPOINT_SECONDS": "0",
+        }
 
     def command(self, *arguments: str) -> list[str]:
         own = ["--configfile", "config.yaml"] if "--configfile" not in arguments else []
-        return [sys.executable, "-m", "snakemake", "--cores", "2", "--keep-going", *own, *arguments]
+        return [sys.executable, "-m", "snakemake", "--cores", "2", "--keep-going", *arguments, *own]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -101,7 +105,7 @@ def lay_out(folder: Path) -> Project:
     for name in ("src/ctdb", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "Snakefile", folder)
-    (folder / "default").symlink_to("workflow/profiles/default")
+    (folder / "profiles").symlink_to("workflow/profiles")
     (folder / "config.yaml").write_text(CONFIG)
     (folder / "data").mkdir()
     rng = np.random.default_rng(0)

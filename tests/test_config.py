@@ -115,6 +115,7 @@ def test_fits_are_datasets_by_models_by_sweep_by_seeds(written):
         ("training.learning_rate: [", "trainin.learning_rate: [", "fits[1].sweep.trainin.learning_rate: leads nowhere; did you mean 'training'?"),
         ("latent_size: [2, 3]", "latent_size: [2, none]", "fits[1].sweep.latent_size"),
         ("latent_size: [2, 3]", "latent_size: [[2], 3]", "fits[1].sweep.latent_size[0]: [2] cannot name a folder"),
+        ("latent_size: [2, 3]", "kind: [lds, sae_node]", "fits[1].sweep.kind: kinds are not swept; define a model for each"),
         ("latent_size: [2, 3]", "seed: [2, 3]", "fits[1].sweep.seed: seeds are not swept; list them in `seeds`"),
         ("network: gru}\n  states", "network: gru2}\n  states", "figures.task.network: no network is called 'gru2'; did you mean 'gru'?"),
         ("dataset: spikes, models: [sae,", "dataset: spikes, models: [sea,", "figures.states.models: no model fitted to 'spikes' is called 'sea'; did you mean 'sae'?"),
@@ -122,6 +123,24 @@ def test_fits_are_datasets_by_models_by_sweep_by_seeds(written):
         ("  flip:", "  2flip:", "tasks.2flip: names are made of letters"),
         ("  linear: {kind: lds}", "  sae: {kind: lds}", "key 'sae' is given twice"),
         ("tasks:", "tasks: [", "not valid YAML"),
+        ("tasks:", "? [a, b]\n: 1\ntasks:", "a key must be a name"),
+        ("tasks:", "results: ''\ntasks:", "results: '' is no folder"),
+        ("tasks:", "results: out{x}\ntasks:", "results: 'out{x}' is no folder"),
+        ("  linear: {kind: lds}", "  linear: {kind: lds}\n  Linear: {kind: lds}", "models.Linear: differs from 'linear' in case only"),
+        ("n_bits: 2", "train: {n_trials: 1, seed: 0}", "tasks.flip: valid_fraction 0.2 of train.n_trials 1 leaves none"),
+        ("n_bits: 2", "blind_start: 500", "tasks.flip: blind_start 500 leaves none of the 500 bins"),
+        ("n_bits: 2", "valid_fraction: 0", "tasks.flip.valid_fraction: Input should be greater than 0"),
+        ("network: gru}\n  mine", "network: gru, test_fraction: 0}\n  mine", "datasets.spikes.test_fraction: Input should be greater than 0"),
+        ('"{split}_data"', "spikes", "datasets.mine.keys: recon_data: 'spikes' is the same in every split; put {split} where they differ"),
+        ("path: mine.h5", "path: mine.h5, splits: {test: valid}", "datasets.mine.splits: train, valid and test must be different trials"),
+        ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spike}", "figures.table.dataset: no dataset is called 'spike'; did you mean 'spikes'?"),
+        ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, split: tset}", "figures.table.split: Input should be 'valid' or 'test'; found 'tset'"),
+        ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: [rate_r]}", "figures.table.metrics[0]: no metric is called 'rate_r'; did you mean 'rate_r2'?"),
+        ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: []}", "figures.table.metrics: List should have at least 1 item"),
+        ("models: [sae, \"sae@latent_size=2,training.learning_rate=0.001\"]", "models: []", "figures.states.models: List should have at least 1 item"),
+        ("{kind: latents, dataset: spikes, models: [sae, \"sae@latent_size=2,training.learning_rate=0.001\"]}", "{kind: latents, dataset: mine, models: [linear]}", "figures.states.dataset: figure 'latents' needs latents, for which datasets.mine.keys has no key"),
+        ("figures:", "scores: {metrics: [rate_r2, rate_r2]}\nfigures:", "scores.metrics[1]: 'rate_r2' is listed twice"),
+        ("figures:", "scores: {metrics: []}\nfigures:", "scores.metrics"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_told_with_its_path_and_the_nearest_name(written, old, new, expected):
@@ -132,6 +151,14 @@ def test_each_mistake_is_told_with_its_path_and_the_nearest_name(written, old, n
     ("old", "new", "expected"),
     [
         ("[2, 3]", "[2, 2]", "is already made by fits[1]"),
+        ("[1e-3, 0.01]", "[1, 1.0]", "is already made by fits[1]"),
+        ("latent_size: [2, 3]", "latent_size: [8, 3]", "is already made by fits[0]"),
+        (
+            "  - {datasets: [mine]",
+            "  - {datasets: [spikes], models: [sae], sweep: {training.learning_rate: [1e-3], latent_size: [3]}}\n"
+            "  - {datasets: [mine]",
+            "is already made by fits[1]",
+        ),
         ("seeds: [0, 1]", "seeds: [0, 0]", "is already made by fits[0]"),
         ("{datasets: [mine], models: [linear]}", "{datasets: [spikes], models: [linear], seeds: [1]}", "by fits[0]"),
     ],
@@ -231,3 +258,28 @@ def test_the_documented_defaults_are_the_defaults():
             defaults.setdefault(name, set()).add(field.default)
     for name, value in rows:
         assert yaml.safe_load(value.replace("1e-", "1.0e-")) in defaults[name], name
+
+
+def test_results_have_one_spelling(written):
+    for spelling in ("out", "./out", "out/", "x/../out"):
+        assert load(written(("tasks:", f"results: {spelling}\ntasks:")))["results"] == "out"
+    assert load(written(("tasks:", "results: ~/out\ntasks:")))["results"] == str(Path.home() / "out")
+
+
+def test_anchors_and_merges_may_be_nested(written):
+    path = written(("models:", "models:\n  base: &base {kind: lds, training: &t {max_epochs: 3, patience: 2}}"))
+    text = path.read_text() + "\n"
+    text = text.replace(
+        "linear: {kind: lds}",
+        "linear: &l {<<: *base, latent_size: 3, training: {<<: *t, patience: 9}}\n  third: {<<: *l, latent_size: 4}",
+    )
+    path.write_text(text)
+    models = load(path)["models"]
+    assert models["third"]["training"]["patience"] == 9
+    assert models["third"]["training"]["max_epochs"] == 3
+    assert models["third"]["latent_size"] == 4
+
+
+def test_a_file_that_is_not_utf_8_is_told(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("models: {gr\xfcn: 1}".encode("latin-1"))
+    assert "UTF-8" in problem(tmp_path / "latin.yaml")

@@ -5,20 +5,21 @@ told with the YAML path of the key and the nearest valid name. The keys of a tas
 defaults are declared where that kind is defined; this module knows the rest.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ctdb.datasets.user_file import FileSettings
-from ctdb.errors import ConfigError, nearest
+from ctdb.errors import ConfigError, WriteError, nearest
 from ctdb.figures import FIGURES
 from ctdb.files import write_text
 from ctdb.metrics.case import METRICS
@@ -27,7 +28,7 @@ from ctdb.networks import NETWORKS
 from ctdb.provenance import fingerprint
 from ctdb.registry import Registry
 from ctdb.scores import sweep_label
-from ctdb.settings import Seed, Settings
+from ctdb.settings import NonEmpty, Seed, Settings
 from ctdb.simulation import SimulationSettings
 from ctdb.tasks import TASKS
 
@@ -41,16 +42,16 @@ DEFAULT_DATA = "../shared/data"
 class FitsEntry(Settings):
     """One block of fits: every dataset with every model at every point of the sweep with every seed."""
 
-    datasets: Annotated[list[str], Field(min_length=1)]
-    models: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    datasets: NonEmpty[str]
+    models: NonEmpty[str]
+    seeds: NonEmpty[Seed] = [0]
+    sweep: dict[str, NonEmpty[Any]] = {}
 
 
 class ScoresSettings(Settings):
     """What to score: `applicable` for every metric that a dataset can have, or a list that each must have."""
 
-    metrics: Literal["applicable"] | list[str] = "applicable"
+    metrics: Literal["applicable"] | NonEmpty[str] = "applicable"
 
 
 class Layout(Settings):
@@ -61,7 +62,7 @@ class Layout(Settings):
     networks: dict[str, dict[str, Any]] = {}
     datasets: dict[str, dict[str, Any]]
     models: dict[str, dict[str, Any]]
-    fits: Annotated[list[FitsEntry], Field(min_length=1)]
+    fits: NonEmpty[FitsEntry]
     scores: ScoresSettings = ScoresSettings()
     figures: dict[str, dict[str, Any]] = {}
 
@@ -90,9 +91,11 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give an existing file with --configfile") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
     if cache is None:
         return _Checker(path, text).plan()
     registries = (TASKS, NETWORKS, MODELS, METRICS, FIGURES)
@@ -101,7 +104,8 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     if remembered.exists():
         return json.loads(remembered.read_text())
     plan = _Checker(path, text).plan()
-    write_text(remembered, json.dumps(plan))
+    with contextlib.suppress(WriteError):  # another process may be writing the same plan; it is only a shortcut
+        write_text(remembered, json.dumps(plan))
     return plan
 
 
@@ -128,6 +132,9 @@ class _Checker:
         """Check everything and return the plan."""
         layout = self._validate(Layout, self.raw, "")
         self._give_up_if_wrong()
+        results = self._results(layout.results)
+        for section in ("tasks", "networks", "datasets", "models", "figures"):
+            self._distinct(section, getattr(layout, section))
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         network_tasks = {name: dict(entry).pop("task", None) for name, entry in layout.networks.items()}
         own = {name: {k: v for k, v in entry.items() if k != "task"} for name, entry in layout.networks.items()}
@@ -140,8 +147,7 @@ class _Checker:
         models = self._kinds("models", layout.models, MODELS)
         figures = self._kinds("figures", layout.figures, FIGURES)
         metrics = None if layout.scores.metrics == "applicable" else list(layout.scores.metrics)
-        for index, metric in enumerate(metrics or []):
-            self._known("metric", metric, METRICS.modules, f"scores.metrics[{index}]")
+        self._metrics(metrics or [], "scores.metrics")
         self._give_up_if_wrong()
         fits = self._fits(layout, models)
         self._give_up_if_wrong()
@@ -149,6 +155,8 @@ class _Checker:
         for name, settings in figures.items():
             needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
             self._needs(name, needs, networks, datasets, fits)
+            self._metrics(settings.get("metrics", []), f"figures.{name}.metrics")
+            self._fields(name, settings, datasets)
             figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
         self._give_up_if_wrong()
         registries = {
@@ -159,7 +167,7 @@ class _Checker:
             "metrics": METRICS,
         }
         return {
-            "results": layout.results,
+            "results": results,
             "tasks": tasks,
             "networks": networks,
             "datasets": datasets,
@@ -169,6 +177,34 @@ class _Checker:
             "figures": figures,
             "modules": {section: registry.modules for section, registry in registries.items()},
         }
+
+    def _results(self, folder: str) -> str:
+        """Folder of the results in one spelling, so that it is the same folder to Snakemake however it is written."""
+        if not folder or set("{}") & set(folder):
+            self.problems.append(f"results: {folder!r} is no folder that Snakemake can use; name one without {{ and }}")
+        return os.path.normpath(os.path.expanduser(folder)) if folder else folder
+
+    def _distinct(self, section: str, names: Iterable[str]) -> None:
+        """Refuse names that are one file on a file system that ignores case."""
+        seen: dict[str, str] = {}
+        for name in names:
+            if (other := seen.setdefault(name.casefold(), name)) != name:
+                self.problems.append(f"{section}.{name}: differs from {other!r} in case only; rename one")
+
+    def _metrics(self, metrics: list[str], where: str) -> None:
+        for index, metric in enumerate(metrics):
+            if self._known("metric", metric, METRICS.modules, f"{where}[{index}]") and metric in metrics[:index]:
+                self.problems.append(f"{where}[{index}]: {metric!r} is listed twice")
+
+    def _fields(self, figure: str, settings: Mapping[str, Any], datasets: Mapping[str, Any]) -> None:
+        """Refuse a figure of fields that a mapped file is said not to have."""
+        keys = datasets.get(settings.get("dataset"), {}).get("keys")
+        for field in FIGURES[settings["kind"]].fields:
+            if keys is not None and keys[field] is None:
+                self.problems.append(
+                    f"figures.{figure}.dataset: figure {settings['kind']!r} needs {field}, for which "
+                    f"datasets.{settings['dataset']}.keys has no key; map one, or draw another dataset"
+                )
 
     def _kinds(self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry) -> dict[str, Any]:
         """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
@@ -197,7 +233,7 @@ class _Checker:
 
     def _fits(self, layout: Layout, models: Mapping[str, Any]) -> list[dict[str, Any]]:
         fits: dict[tuple[str, str, int], dict[str, Any]] = {}
-        places: dict[tuple[str, str, int], str] = {}
+        places: dict[tuple[str, str, int], str] = {}  # by settings: two labels of the same fit collide too
         for index, entry in enumerate(layout.fits):
             where = f"fits[{index}]"
             known = [
@@ -211,16 +247,17 @@ class _Checker:
                 if spec is None:
                     continue
                 label = model + _label(point)
+                settings_of = json.dumps([model, spec], sort_keys=True)
                 for dataset, seed in itertools.product(entry.datasets, entry.seeds):
-                    key = (dataset, label, seed)
-                    if key in fits:
+                    same = (dataset, settings_of, seed)
+                    if same in places:
                         self.problems.append(
                             f"{where}: the fit of {label!r} to {dataset!r} with seed {seed} is already made by "
-                            f"{places[key]}; drop one of the two, or define a second model under another name"
+                            f"{places[same]}; drop one of the two, or define a second model under another name"
                         )
                         continue
-                    places[key] = where
-                    fits[key] = {
+                    places[same] = where
+                    fits[dataset, label, seed] = {
                         "dataset": dataset,
                         "model": label,
                         "seed": seed,
@@ -239,8 +276,9 @@ class _Checker:
                         f"{where}.sweep.{key}[{i}]: {value!r} cannot name a folder; expected a number or a word"
                     )
                     return
-        for values in itertools.product(*entry.sweep.values()):
-            yield dict(zip(entry.sweep, values, strict=True))
+        keys = sorted(entry.sweep)
+        for values in itertools.product(*(entry.sweep[key] for key in keys)):
+            yield dict(zip(keys, values, strict=True))
 
     def _swept(self, settings: Mapping[str, Any], point: Mapping[str, Any], where: str) -> dict[str, Any] | None:
         """Settings of a model with a sweep's point put in; None if it does not fit."""
@@ -253,8 +291,9 @@ class _Checker:
             if not isinstance(target, dict):
                 self.problems.append(f"{where}.{key}: leads nowhere; {nearest(parents[0], changed)}")
                 return None
-            if last == "seed" and not parents:
-                self.problems.append(f"{where}.{key}: seeds are not swept; list them in `seeds`")
+            if key in ("seed", "kind"):
+                remedy = "list them in `seeds`" if key == "seed" else "define a model for each"
+                self.problems.append(f"{where}.{key}: {key}s are not swept; {remedy}")
                 return None
             target[last] = value
         checked = self._validate(MODELS[settings["kind"]].Settings, changed, where)
@@ -368,16 +407,16 @@ def _label(point: Mapping[str, Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.composer.ComposerError(None, None, "a key must be a name", key.start_mark)
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 _Loader.add_implicit_resolver(

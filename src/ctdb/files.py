@@ -6,6 +6,7 @@ Nothing written here holds a clock time, a host or a path, so equal contents are
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import os
 import sys
@@ -33,12 +34,15 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        for left_behind in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a killed process
+            left_behind.unlink(missing_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        leave_if_orphaned()
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
@@ -47,6 +51,18 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def leave_if_orphaned() -> None:
+    """End this process if the run that started it is gone: what it would write may no longer be wanted.
+
+    The Snakefile puts the number of its process into the environment (``CTDB_RUN``); elsewhere nothing happens.
+    """
+    if run := os.environ.get("CTDB_RUN"):
+        try:
+            os.kill(int(run), 0)
+        except ProcessLookupError:
+            os._exit(1)
 
 
 def write_text(path: Path | str, text: str) -> None:

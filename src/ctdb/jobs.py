@@ -3,11 +3,15 @@
 import contextlib
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from ctdb.errors import CtdbError
+from ctdb.files import leave_if_orphaned
 
 
 @contextlib.contextmanager
@@ -16,10 +20,12 @@ def job(log: str, threads: int) -> Iterator[None]:
 
     An error that the user can cure (CtdbError) ends the script with its message alone; any other one keeps its
     traceback. Where the log cannot be written, the message goes to the terminal. Use it before torch is imported, so
-    that the thread count takes effect everywhere.
+    that the thread count takes effect everywhere. A job whose run was killed ends itself, so that it cannot overwrite
+    what a later run makes.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    threading.Thread(target=_watch_run, daemon=True).start()
     terminal = os.dup(2)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", buffering=1) as file:
@@ -28,6 +34,7 @@ def job(log: str, threads: int) -> Iterator[None]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
+            print("versions:", ", ".join(f"{name} {version(name)}" for name in ("ctdb", "numpy", "torch")))
             yield
             sys.stdout.flush()
         except BaseException as error:
@@ -40,3 +47,9 @@ def job(log: str, threads: int) -> Iterator[None]:
             except OSError:  # the disk that holds the log is full
                 os.write(terminal, text.encode())
             os._exit(1)  # closing the log in the usual way would fail on a full disk, and hide the message
+
+
+def _watch_run() -> None:
+    while True:
+        leave_if_orphaned()
+        time.sleep(0.5)

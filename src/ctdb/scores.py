@@ -62,14 +62,12 @@ def score_fit(
     """
     spec = read_yaml(Path(fit) / "spec.yaml")
     arrays, _ = read_hdf5(Path(fit) / "output.h5")
-    labels = {"role": "fit", **labels}
-    if spec["status"] != "ok":
-        return _failed_rows(dataset, metrics, labels, spec["status"], spec["reason"])
     outputs = {
         split: {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
         for split in dataset.splits
     }
-    return _rows(dataset, outputs, metrics, labels)
+    failure = None if spec["status"] == "ok" else {"status": spec["status"], "reason": spec["reason"]}
+    return _rows(dataset, outputs, metrics, {"role": "fit", **labels}, failure)
 
 
 def score_anchors(dataset: SpikeDataset, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
@@ -118,7 +116,9 @@ def _rows(
     outputs: Mapping[str, Mapping[str, np.ndarray]],
     metrics: Sequence[str] | None,
     labels: Mapping[str, Any],
+    failure: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
+    """Rows of one fit or anchor; with `failure`, without values, for the scores that it would have had."""
     rows = []
     for split in _scored_splits(dataset):
         for metric in METRICS.modules if metrics is None else metrics:
@@ -133,7 +133,10 @@ def _rows(
                     ) from None
                 continue
             except MetricError as error:
-                rows.append({**row, "status": "undefined", "reason": str(error)})
+                rows.append({**row, **(failure or {"status": "undefined", "reason": str(error)})})
+                continue
+            if failure is not None:
+                rows.append({**row, **failure})
                 continue
             if not np.isfinite(sums.value):
                 rows.append({**row, "status": "undefined", "reason": "not a finite number on these trials"})
@@ -141,19 +144,6 @@ def _rows(
             low, high = sums.interval(numpy_generator("bootstrap", labels["dataset"], split))
             rows.append({**row, "value": sums.value, "low": low, "high": high, "status": "ok", "reason": ""})
     return _table(rows)
-
-
-def _failed_rows(
-    dataset: SpikeDataset, metrics: Sequence[str] | None, labels: Mapping[str, Any], status: str, reason: str
-) -> pd.DataFrame:
-    return _table(
-        [
-            {**labels, "split": split, "metric": metric, "n_trials": dataset[split].n_trials}
-            | {"status": status, "reason": reason}
-            for split in _scored_splits(dataset)
-            for metric in (METRICS.modules if metrics is None else metrics)
-        ]
-    )
 
 
 def _scored_splits(dataset: SpikeDataset) -> list[str]:

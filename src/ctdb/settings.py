@@ -1,6 +1,6 @@
 """The base of every group of settings, and those of training, which networks and models share."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+T = TypeVar("T")
+NonEmpty = Annotated[list[T], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -39,4 +41,3 @@ class TrainingSettings(Settings):
     gradient_clip: Positive | None = 1.0
     patience: Count | None = None
     plateau: PlateauSettings | None = None
-    checkpoint_seconds: NonNegative = 20.0

@@ -30,9 +30,11 @@ from ctdb.datasets import SPLITS, SpikeDataset, Split
 from ctdb.errors import DatasetError
 from ctdb.files import read_hdf5
 from ctdb.seeds import numpy_generator
-from ctdb.settings import Count, Fraction, Positive, Seed, Settings
+from ctdb.settings import Count, Positive, Seed, Settings
 
 SIGMOID_MAXIMUM = 2.0
+HIGHEST_RATE = 1e6
+"""Spikes per bin that no neuron has: counts beyond it have no exact float32."""
 
 
 class SimulationSettings(Settings):
@@ -46,8 +48,8 @@ class SimulationSettings(Settings):
     rate_scale: Positive = 2.0
     rectification: Literal["exp", "sigmoid", "softplus"] = "exp"
     dispersion: Positive = 1.0
-    valid_fraction: Fraction = 0.1
-    test_fraction: Fraction = 0.1
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.1, gt=0, lt=1)
     compatibility: Literal["none", "ctd"] = "none"
     seed: Seed = 0
 
@@ -75,7 +77,7 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     Raises
     ------
     DatasetError
-        If no unit varies, or a split would be empty.
+        If no unit varies, a rate is beyond reason, or a split would be empty.
     """
     recorded, facts = read_hdf5(activity)
     states = recorded["states"].astype(np.float64)
@@ -83,6 +85,11 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     units = embedding(states, n_neurons, settings.seed)
     drive = standardise(states, settings.compatibility)[:, :, units] / settings.rate_scale
     truth = rectify(drive, settings.rectification)
+    if not truth.max() <= HIGHEST_RATE:
+        raise DatasetError(
+            f"rates reach {truth.max():.3g} spikes per bin, beyond {HIGHEST_RATE:g}; raise `rate_scale`, now "
+            f"{settings.rate_scale:g}"
+        )
     draw = ctd_counts if settings.compatibility == "ctd" else counts
     spikes = draw(truth, settings.dispersion, numpy_generator("spike counts", settings.seed)).astype(np.float32)
     whole = Split(

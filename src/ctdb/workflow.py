@@ -1,6 +1,8 @@
 """What the Snakefile asks of ctdb: the plan, the code fingerprints of its rules, and one run at a time."""
 
 import fcntl
+import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 from ctdb import config
 from ctdb.errors import ConfigError
-from ctdb.files import write_text
+from ctdb.files import read_yaml, write_error
 from ctdb.provenance import fingerprint
 
 STATE = Path(".snakemake/ctdb")
@@ -39,13 +41,12 @@ def plan(chosen: Sequence[Path | str], overrides: Mapping[str, Any], default: Pa
         )
     path = chosen[0] if chosen else default
     checked = config.load(path, cache=STATE)
-    try:
-        write_text(Path(checked["results"]) / ".writable", "")
-        (Path(checked["results"]) / ".writable").unlink()
-    except Exception as error:
-        raise ConfigError(f"{path}: results: {error}") from None
+    _refuse_unwritable(Path(checked["results"]), path)
     absent = _absent_files(checked, path)
-    return _without(checked, absent) if absent else checked
+    left = _without(checked, absent) if absent else checked
+    if not left["fits"]:
+        raise ConfigError(f"{path}: nothing is left to fit: the file of every dataset of `fits` is absent")
+    return left
 
 
 def code(repository: Path | str, script: str, *modules: str) -> str:
@@ -53,20 +54,56 @@ def code(repository: Path | str, script: str, *modules: str) -> str:
     return fingerprint(Path(repository) / "workflow/scripts" / script, *modules)
 
 
-def hold_folder() -> None:
-    """Refuse to run where another ctdb run works in the same folder.
+def content_hash(path: Path | str) -> str:
+    """Hash of a file that is not code, such as a figure style, for the params of the rules that read it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def hold_results(results: Path | str) -> None:
+    """Take the results folder for this run alone; end with an error where another run has it or it cannot be written.
 
     The lock ends with this process, however it ends: after a kill, the same command simply runs again. (Snakemake's
-    own lock, which the profiles switch off, outlives a killed run and must be removed by hand.)
+    own lock, which the profiles switch off, outlives a killed run and must be removed by hand.) Jobs learn which
+    process they belong to, and end themselves when it is gone.
     """
-    STATE.mkdir(parents=True, exist_ok=True)
-    file = open(STATE / "lock", "w")  # noqa: SIM115 -- held until the process ends
+    path = Path(results) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115 -- held until the process ends
+    except OSError as error:
+        raise SystemExit(f"error: results: {write_error(path, error)}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise SystemExit(f"error: another run is at work in {Path.cwd()}; wait for it to end, or stop it") from None
+        raise SystemExit(f"error: another run is at work in {results}; wait for it to end, or stop it") from None
     _held.append(file)
+    os.environ["CTDB_RUN"] = str(os.getpid())
+
+
+def summary(checked: Mapping[str, Any]) -> str:
+    """What a finished run says: how many fits went well, which did not and why, and where to look."""
+    results = Path(checked["results"])
+    failed = []
+    for fit in checked["fits"]:
+        spec = results / "fits" / fit["dataset"] / fit["model"] / f"seed{fit['seed']}" / "spec.yaml"
+        if spec.exists() and (facts := read_yaml(spec))["status"] != "ok":
+            failed.append(f"  {facts['status']}: {spec.parent}: {facts['reason']}")
+    n_fits = len(checked["fits"])
+    lines = [f"{n_fits - len(failed)} of {n_fits} fits went well.", *failed]
+    lines.append(f"Scores: {results / 'scores.parquet'}   figures: {results / 'figures'}   logs: {results / 'logs'}")
+    return "\n".join(lines)
+
+
+def _refuse_unwritable(results: Path, path: Path | str) -> None:
+    """Look, without making anything, whether the results folder can be made or written."""
+    ancestor = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        found = "is not a folder" if not ancestor.is_dir() else "is not writable for you"
+        raise ConfigError(
+            f"{path}: results: {results} cannot be written, because {ancestor} {found}; make it a writable folder, or "
+            "point `results` to one"
+        )
 
 
 def _absent_files(checked: Mapping[str, Any], path: Path | str) -> list[str]:

@@ -140,13 +140,11 @@ def test_rates_per_bin_are_left_as_they_are(mapped_file):
     np.testing.assert_allclose(found["train"].truth, source["train"].truth * 50, rtol=1e-6)
 
 
-def test_a_mapped_test_split_is_used_and_none_is_carved(mapped_file):
-    path, chosen, source = mapped_file
-    names = {"train": "fit", "valid": "check", "test": "check"}
-    found = prepare_file(settings(**chosen | {"splits": names, "test": "carve"}), path)
-    np.testing.assert_array_equal(found["train"].recon_data, source["train"].recon_data)
-    np.testing.assert_array_equal(found["test"].recon_data, source["valid"].recon_data)
-    assert found.report_split == "test"
+def test_the_same_trials_cannot_be_two_splits():
+    with pytest.raises(ValidationError, match="must be different trials"):
+        settings(splits={"train": "fit", "valid": "check", "test": "check"})
+    with pytest.raises(ValidationError, match="is the same in every split"):
+        settings(keys={"recon_data": "spikes"})
 
 
 def test_a_file_without_true_rates_has_none(mapped_file):

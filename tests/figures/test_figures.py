@@ -93,7 +93,7 @@ def test_states_that_are_an_affine_image_of_the_true_ones_are_drawn_on_top_of_th
 def test_states_without_truth_are_an_error_that_says_so(make_dataset, tmp_path):
     datasets.write(tmp_path / "some.h5", make_dataset())
     figure = FIGURES["latents"]
-    settings = figure.Settings(kind="latents", dataset="some", models=[])
+    settings = figure.Settings(kind="latents", dataset="some", models=["none"])
     with pytest.raises(DatasetError, match="'some' has no true latents"):
         make(figure, settings, {("dataset", "some"): str(tmp_path / "some.h5")}, tmp_path / "figure")
     assert list(tmp_path.glob("figure*")) == []
@@ -123,7 +123,7 @@ def scores_file(path, rows):
     blank = {"dataset": "some", "kind": "k", "sweep": "{}", "n_trials": 4, "status": "ok", "reason": ""}
     table = pd.DataFrame([blank | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
     table.to_parquet(path)
-    return {("scores",): path}
+    return {("scores",): path, ("dataset", "some"): path}
 
 
 def test_a_score_table_has_means_over_seeds_between_ceiling_and_floor_and_counts_failures(tmp_path):
@@ -153,3 +153,34 @@ def test_a_score_table_of_fits_that_all_failed_is_drawn(tmp_path):
     row = {"model": "lds", "role": "fit", "seed": 0, "split": "test", "metric": "rate_r2", "status": "diverged"}
     table = draw("score_table", scores_file(tmp_path / "scores.parquet", [row]), tmp_path / "figure", dataset="some")
     assert table["mean"].isna().all()
+
+
+def test_padding_does_not_move_the_states_in_the_figure(make_dataset, tmp_path):
+    tables = []
+    for fill in (0.0, 50.0):
+        dataset = make_dataset(n_trials=20, n_bins=30, latents=4, per_trial=True)
+        for split in dataset.splits.values():
+            split.latents[np.arange(30) >= split.n_bins[:, None]] = fill
+        datasets.write(tmp_path / "some.h5", dataset)
+        write_outputs(tmp_path / "fit.h5", dataset)
+        files = {("dataset", "some"): tmp_path / "some.h5", ("fit", "some", "sae", 0): tmp_path / "fit.h5"}
+        tables.append(draw("latents", files, tmp_path / "figure", dataset="some", models=["sae"], n_trials=3))
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) == 2 * dataset["test"].n_bins[:3].sum()
+
+
+@pytest.mark.parametrize("n_states", [1, 2])
+def test_few_states_are_drawn_too(n_states, make_dataset, tmp_path):
+    dataset = make_dataset(n_trials=20, n_bins=30, latents=n_states)
+    datasets.write(tmp_path / "some.h5", dataset)
+    write_outputs(tmp_path / "fit.h5", dataset)
+    files = {("dataset", "some"): tmp_path / "some.h5", ("fit", "some", "sae", 0): tmp_path / "fit.h5"}
+    table = draw("latents", files, tmp_path / "figure", dataset="some", models=["sae"])
+    assert f"pc{n_states}" in table
+    assert f"pc{n_states + 1}" not in table
+
+
+def test_a_trial_that_is_not_there_is_refused(simulated, tmp_path):
+    _, files = simulated
+    with pytest.raises(DatasetError, match="trial 999 of"):
+        draw("raster", files, tmp_path / "figure", dataset="some", models=["good"], trial=999)

@@ -9,7 +9,7 @@ from scipy.stats import poisson
 
 from ctdb import models, training
 from ctdb.datasets import SpikeDataset, Split
-from ctdb.errors import ConfigError
+from ctdb.errors import ConfigError, DatasetError
 from ctdb.files import read_hdf5
 from ctdb.models.base import load
 
@@ -278,3 +278,29 @@ def test_unknown_kind_and_unknown_key_are_errors(kind):
         models.build({"kind": f"{kind}x"}, data)
     with pytest.raises(ValueError, match="laten_size"):
         models.build(make_spec(kind) | {"laten_size": 3}, data)
+
+
+def test_how_far_trials_are_padded_does_not_change_what_is_inferred(kind):
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(4, BINS, size=6)
+    long, rates = make_split(6, seed=3), []
+    for n_bins in (BINS, BINS + 7):
+        padded = {
+            name: np.pad(value, ((0, 0), (0, n_bins - value.shape[1]), (0, 0))) for name, value in long.arrays().items()
+        }
+        data = make_data(n_bins=n_bins, n_recon_bins=n_bins)
+        model = make_model(kind, data)
+        model.load_state_dict(make_model(kind, make_data()).state_dict())
+        rates.append(model.infer(padded | {"n_bins": lengths})["rates"])
+    for trial, length in enumerate(lengths):
+        torch.testing.assert_close(rates[0][trial, :length], rates[1][trial, :length], rtol=1e-5, atol=1e-6)
+
+
+def test_trials_of_another_shape_are_refused_clearly():
+    data = make_data()
+    model = make_model("sae_gru", data)
+    arrays = data["test"].arrays()
+    with pytest.raises(DatasetError, match=r"ext_input of \(bins, channels\) .* but was given nothing"):
+        model.infer({"encod_data": arrays["encod_data"]})
+    with pytest.raises(DatasetError, match=r"encod_data of \(bins, channels\)"):
+        model.infer(arrays | {"encod_data": arrays["encod_data"][:, :, 1:]})

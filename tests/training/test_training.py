@@ -16,7 +16,7 @@ from torch import nn
 
 from ctdb import datasets, models
 from ctdb.datasets import SpikeDataset, Split
-from ctdb.errors import TrainingDivergedError
+from ctdb.errors import ConfigError, TrainingDivergedError
 from ctdb.files import read_hdf5, read_yaml
 from ctdb.settings import TrainingSettings
 from ctdb.training import Batches, discard_checkpoint, fit, train
@@ -106,7 +106,7 @@ def regression_data(n_train=23, n_valid=9, batch_size=5, seed=0):
 
 
 def settings(**changed):
-    defaults = {"max_epochs": 10, "batch_size": 5, "learning_rate": 0.05, "checkpoint_seconds": 1000.0}
+    defaults = {"max_epochs": 10, "batch_size": 5, "learning_rate": 0.05}
     return TrainingSettings(**(defaults | changed))
 
 
@@ -243,7 +243,7 @@ def test_a_run_that_diverged_diverges_again_in_the_same_step(tmp_path):
     for _ in range(2):  # the second time from the checkpoint that the first has left
         module = Scripted([5.0, 4.0, 3.0, 2.0, 1.0], bad_step=13)
         module.epoch = -1 if not (tmp_path / "checkpoint").exists() else 2
-        result = run_script(tmp_path, module, max_epochs=5, checkpoint_seconds=0.0)
+        result = run_script(tmp_path, module, max_epochs=5)
         assert "training step 13 (epoch 3)" in result.diverged
         assert result.best_epoch == 2
         assert len(result.history) == 4
@@ -268,7 +268,7 @@ def make_data(seed=0):
 
 
 def make_spec(seed=0, dropout=0.1, **changed):
-    options = {"max_epochs": 12, "batch_size": 8, "learning_rate": 0.01, "checkpoint_seconds": 0.0} | changed
+    options = {"max_epochs": 12, "batch_size": 8, "learning_rate": 0.01} | changed
     return {
         "kind": "sae_gru",
         "latent_size": 5,
@@ -284,6 +284,13 @@ RESTLESS = make_spec(
     learning_rate=0.25, max_epochs=60, patience=5, plateau={"factor": 0.5, "patience": 1, "minimum": 0.001}
 )
 """Bounces, so that the learning rate falls and the run stops early."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_checkpoint_after_every_epoch():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTDB_CHECKPOINT_SECONDS", "0")
+        yield
 
 
 def run_fit(out, spec=None, data=None):
@@ -320,11 +327,40 @@ def test_two_fits_in_two_folders_have_the_same_bytes_and_leave_random_states_alo
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_how_often_a_checkpoint_is_written_changes_nothing(undisturbed, tmp_path):
-    run_fit(tmp_path, make_spec(checkpoint_seconds=1000.0))
-    ours, theirs = contents(tmp_path), contents(undisturbed / "plain")
-    for name in ("weights.safetensors", "history.csv", "output.h5"):
-        assert ours[name] == theirs[name]
+def test_how_often_a_checkpoint_is_written_changes_nothing(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("CTDB_CHECKPOINT_SECONDS", "1000")
+    run_fit(tmp_path)
+    assert_same_fit(tmp_path, undisturbed / "plain")
+
+
+def test_a_damaged_checkpoint_is_passed_over(undisturbed, tmp_path, capsys):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/last.ckpt").write_bytes(bytes(range(100)))
+    run_fit(tmp_path)
+    assert "cannot be read" in capsys.readouterr().out
+    assert_same_fit(tmp_path, undisturbed / "plain")
+
+
+def test_a_model_built_from_another_spec_is_refused(tmp_path):
+    data = make_data()
+    with pytest.raises(ConfigError, match="built from another spec"):
+        fit(models.build(make_spec(seed=3), data), data, make_spec(seed=4), tmp_path)
+
+
+def test_the_valid_loss_does_not_depend_on_how_padded_trials_are_batched(tmp_path):
+    data = make_data()
+    rng = np.random.default_rng(5)
+    padded = {
+        name: Split(**split.arrays(), n_bins=rng.integers(1, split.encod_data.shape[1] + 1, split.n_trials))
+        for name, split in data.splits.items()
+    }
+    data = SpikeDataset(padded, bin_s=0.01)
+    losses = []
+    for batch_size in (3, 1000):
+        spec = make_spec(batch_size=batch_size, max_epochs=1, learning_rate=1e-12, dropout=0.0)
+        result = run_fit(tmp_path / str(batch_size), spec, data)
+        losses.append(result.history[["train_loss", "valid_loss"]].to_numpy())
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_another_seed_is_another_fit(undisturbed, tmp_path):

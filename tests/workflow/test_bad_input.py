@@ -42,8 +42,9 @@ def test_unwritable_results_are_refused_before_any_job(fresh):
     (fresh.folder / "occupied").write_text("a file where a folder should be")
     fresh.edit("config.yaml", "results: results", "results: occupied/results")
     text = outcome(fresh)
-    assert "results: occupied/results" in text
-    assert "writable" in text
+    assert "results: occupied/results cannot be written" in text
+    assert "occupied is not a folder; make it a writable folder, or point `results` to one" in text
+    assert not (fresh.folder / ".snakemake/log").exists() or "rule" not in text.split("error:")[1]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,8 @@ def test_a_diverged_fit_is_a_row_with_its_reason_and_the_dag_goes_on(fresh):
     rows = scores[scores["model"] == "lds"]
     assert set(rows["status"]) == {"diverged"}
     assert rows["reason"].str.contains("training step").all()
+    assert "2 of 3 fits went well" in done.stderr
+    assert "diverged: results/fits/flip/lds/seed0: the loss became NaN" in done.stderr
     assert rows["value"].isna().all()
     assert scores[scores["model"] == "sae_gru"]["value"].notna().any()
     spec = yaml.safe_load((fresh.folder / "results/fits/flip/lds/seed0/spec.yaml").read_text())
@@ -91,3 +94,33 @@ def test_a_score_of_held_out_neurons_without_any_is_refused(fresh):
     )
     fresh.edit("config.yaml", "figures:", "scores: {metrics: [bits_per_spike_heldout]}\nfigures:")
     assert "datasets.mine.n_heldout: is 0" in outcome(fresh)
+
+
+def test_a_network_that_diverges_fails_and_keeps_its_last_good_weights(fresh):
+    fresh.edit("config.yaml", "{max_epochs: 3, batch_size: 10}", "{max_epochs: 3, batch_size: 10, learning_rate: 1e30}")
+    text = outcome(fresh, "--show-failed-logs", "networks")
+    assert "the loss became NaN in" in text
+    assert "networks/gru/seed0/diverged" in text
+    assert (fresh.folder / "results/networks/gru/seed0/diverged/weights.safetensors").exists()
+    assert not (fresh.folder / "results/networks/gru/seed0/weights.safetensors").exists()
+
+
+def test_two_folders_with_the_same_results_do_not_run_at_once(fresh, tmp_path):
+    import shutil
+
+    fresh.edit("config.yaml", "results: results", f"results: {tmp_path}/shared")
+    other = type(fresh)(tmp_path / "other")
+    shutil.copytree(fresh.folder, other.folder, symlinks=True)
+    run = fresh.start()
+    while not (tmp_path / "shared/task_data/flip/train.h5").exists():
+        assert run.poll() is None
+    assert "another run is at work" in outcome(other)
+    assert run.wait(300) == 0
+
+
+def test_nothing_left_to_fit_is_refused(fresh):
+    fresh.edit("config.yaml", "  - {datasets: [flip], models: [sae_gru, lds], seeds: [0]}\n", "")
+    fresh.edit("config.yaml", "path: data/mine.h5", "path: data/nowhere.h5, optional: true")
+    start = (fresh.folder / "config.yaml").read_text()
+    (fresh.folder / "config.yaml").write_text(start[: start.index("figures:")])
+    assert "nothing is left to fit" in outcome(fresh)

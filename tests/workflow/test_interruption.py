@@ -39,9 +39,7 @@ def wait_for(condition, run: subprocess.Popen, what: str) -> None:
 def long_fit(fresh):
     """A project whose fits take long enough to be killed in the middle."""
     fresh.edit("config.yaml", "max_epochs: 4, batch_size: 8", "max_epochs: 300, batch_size: 8, plateau: {patience: 2}")
-    fresh.edit(
-        "config.yaml", "{max_epochs: 3, batch_size: 10}", "{max_epochs: 600, batch_size: 10, checkpoint_seconds: 0}"
-    )
+    fresh.edit("config.yaml", "{max_epochs: 3, batch_size: 10}", "{max_epochs: 600, batch_size: 10}")
     fresh.edit("config.yaml", "models: [sae_gru, lds], seeds", "models: [sae_gru], seeds")
     fresh.edit("config.yaml", "models: [sae_gru, lds]}", "models: [sae_gru]}")
     fresh.edit("config.yaml", "models: [sae_gru, lds]}", "models: [sae_gru]}")
@@ -100,3 +98,36 @@ def test_a_second_run_in_the_same_folder_is_refused(long_fit):
 def test_two_runs_in_two_folders_give_the_same_bytes(fresh, finished):
     assert fresh.run().returncode == 0
     assert fresh.digests() == finished.digests()
+
+
+def test_an_orphan_does_not_overwrite_what_a_later_run_made(fresh):
+    """A job that hangs while its run is killed, and wakes when another run has made the same file otherwise."""
+    (fresh.folder / "workflow/scripts/prepare_file.py").write_text(
+        (fresh.folder / "workflow/scripts/prepare_file.py")
+        .read_text()
+        .replace(
+            "    settings = ", "    import os, signal\n\n    os.kill(os.getpid(), signal.SIGSTOP)\n    settings = "
+        )
+    )
+    run = fresh.start()
+    wait_for(lambda: len(stopped(fresh.folder)) == 1, run, "the job to hang")
+    kill(run.pid)
+    run.wait()
+    (orphan,) = stopped(fresh.folder)
+
+    fresh.edit("workflow/scripts/prepare_file.py", "    os.kill(os.getpid(), signal.SIGSTOP)\n", "")
+    fresh.edit(
+        "config.yaml",
+        'keys: {recon_data: "{split}_spikes"}, n_heldout: 2',
+        'keys: {recon_data: "{split}_spikes"}, n_heldout: 3',
+    )
+    assert fresh.run("results/datasets/mine.h5").returncode == 0
+    made = (fresh.folder / "results/datasets/mine.h5").read_bytes()
+    os.kill(orphan, signal.SIGCONT)
+    psutil.wait_procs([psutil.Process(orphan)] if psutil.pid_exists(orphan) else [], timeout=30)
+    assert not psutil.pid_exists(orphan)
+    assert (fresh.folder / "results/datasets/mine.h5").read_bytes() == made
+
+
+def stopped(folder: Path) -> list[int]:
+    return [pid for pid in training_jobs(folder) if psutil.Process(pid).status() == psutil.STATUS_STOPPED]

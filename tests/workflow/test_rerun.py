@@ -1,6 +1,7 @@
 """Only what changed reruns: each case changes one thing in a finished project and looks at what would run."""
 
 import os
+import subprocess
 
 SCORING = {"score_fit": 3, "score_anchors": 2, "gather_scores": 1}
 
@@ -27,9 +28,11 @@ def test_comments_docstrings_and_formatting_run_nothing(copy):
 
 
 def test_results_beside_a_fresh_clone_run_nothing(copy):
-    for path in (copy.folder / ".snakemake").rglob("*"):
-        if path.is_file():
+    for path in copy.folder.rglob("*"):
+        if path.is_file() and ".snakemake" in path.parts:
             path.unlink()
+        elif path.is_file() and "results" not in path.parts and "data" not in path.parts:
+            os.utime(path)
     assert copy.planned() == {}
 
 
@@ -65,7 +68,7 @@ def test_a_changed_network_retrains_what_follows_from_it_only(copy):
     planned = copy.planned()
     assert planned["train_network"] == 1
     assert planned["fit"] == 2
-    assert "task_data" not in planned
+    assert "training_trials" not in planned
     assert "prepare_file" not in planned
     assert "mine" not in copy.planned_outputs("fit")
 
@@ -82,6 +85,44 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(copy):
     copy.edit("config.yaml", "latent_size: 4", "latent_size: 3")
     assert copy.planned()["fit"] == 3
     assert "train_network" not in copy.planned()
+
+
+def test_other_simulation_trials_do_not_retrain_the_network(copy):
+    copy.edit("config.yaml", "simulate: {n_trials: 40", "simulate: {n_trials: 41")
+    planned = copy.planned()
+    assert planned["simulation_trials"] == planned["network_activity"] == planned["simulate_dataset"] == 1
+    assert "train_network" not in planned
+    assert "training_trials" not in planned
+
+
+def test_another_way_to_write_a_path_runs_nothing(copy):
+    copy.edit("config.yaml", "results: results", "results: ./results/")
+    copy.edit("config.yaml", "path: data/mine.h5", "path: data/mine.h5, optional: true")
+    assert copy.planned() == {}
+
+
+def test_it_runs_from_another_folder(copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    snakefile = str(copy.folder / "Snakefile")
+    done = copy.run("--snakefile", snakefile, "--directory", str(copy.folder), "--dry-run")
+    assert "Nothing to be done" in done.stdout + done.stderr
+    done = subprocess.run(
+        copy.command(
+            "--snakefile",
+            snakefile,
+            "--directory",
+            str(copy.folder),
+            "--dry-run",
+            "--configfile",
+            str(copy.folder / "config.yaml"),
+        ),
+        cwd=elsewhere,
+        env=copy.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "Nothing to be done" in done.stdout + done.stderr
 
 
 def test_a_figure_s_settings_and_the_style_redraw_only(copy):
@@ -112,5 +153,5 @@ def test_fingerprints_of_scripts_cover_what_they_run(copy):
     planned = copy.planned()
     assert planned["train_network"] == 1
     assert planned["fit"] == 3
-    assert "task_data" not in planned
+    assert "training_trials" not in planned
     assert "prepare_file" not in planned

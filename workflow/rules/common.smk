@@ -15,7 +15,11 @@ except CtdbError as error:
 
 
 onstart:
-    ctdb_workflow.hold_folder()
+    ctdb_workflow.hold_results(RESULTS)
+
+
+onsuccess:
+    print(ctdb_workflow.summary(PLAN), file=sys.stderr)
 
 
 RESULTS = PLAN["results"]
@@ -39,13 +43,32 @@ def code(script, *modules):
     return ctdb_workflow.code(workflow.basedir, script, *modules)
 
 
+def task_settings(task, part):
+    """Settings of a task without those that draw the other part of its trials, `train` or `simulate`."""
+    other = {"train": {"simulate"}, "simulate": {"train", "valid_fraction"}}[part]
+    return {key: value for key, value in PLAN["tasks"][task].items() if key not in other}
+
+
 def task_of(network):
-    """Settings of the task that a network learns."""
-    return PLAN["tasks"][PLAN["networks"][network]["task"]]
+    return PLAN["networks"][network]["task"]
+
+
+def task_code(script):
+    """Params function: code of a rule of one task."""
+    return lambda wildcards: code(script, MODULES["tasks"][PLAN["tasks"][wildcards.task]["kind"]])
+
+
+def network_code(script):
+    """Params function: code of a rule of one network on its task."""
+    return lambda wildcards: code(
+        script,
+        MODULES["networks"][PLAN["networks"][wildcards.network]["kind"]],
+        MODULES["tasks"][PLAN["tasks"][task_of(wildcards.network)]["kind"]],
+    )
 
 
 def task_file(network, part):
-    return f"{RESULTS}/task_data/{PLAN['networks'][network]['task']}/{part}.h5"
+    return f"{RESULTS}/task_data/{task_of(network)}/{part}.h5"
 
 
 def network_settings(wildcards):
@@ -54,7 +77,9 @@ def network_settings(wildcards):
 
 
 def dataset_settings(wildcards):
-    return PLAN["datasets"][wildcards.dataset]
+    """Settings of a dataset; where a file lies is an input and not a setting."""
+    settings = PLAN["datasets"][wildcards.dataset]
+    return {key: value for key, value in settings.items() if key not in {"path", "optional"}}
 
 
 def fit_of(wildcards):

@@ -24,7 +24,7 @@ rule simulate_dataset:
 
 rule prepare_file:
     input:
-        lambda wildcards: str(data_path(dataset_settings(wildcards)["path"])),
+        lambda wildcards: str(data_path(PLAN["datasets"][wildcards.dataset]["path"])),
     output:
         f"{RESULTS}/datasets/{{dataset}}.h5",
     log:

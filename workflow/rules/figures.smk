@@ -1,12 +1,11 @@
 # Figures, from scores and saved outputs only.
 
-STYLE = os.path.relpath(f"{workflow.basedir}/src/ctdb/figures/ctdb.mplstyle")
+STYLE = ctdb_workflow.content_hash(f"{workflow.basedir}/src/ctdb/figures/ctdb.mplstyle")
 
 
 rule figure:
     input:
-        files=lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
-        style=STYLE,
+        lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
     output:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
         png=report(f"{RESULTS}/figures/{{figure}}.png", category="Figures", labels={"figure": "{figure}"}),
@@ -18,6 +17,7 @@ rule figure:
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        style=STYLE,
         code=lambda wildcards: code(
             "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
         ),

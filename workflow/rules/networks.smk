@@ -1,19 +1,32 @@
 # Trials of a task; a network trained on them; its activity on the simulation trials, the ground truth from then on.
 
 
-rule task_data:
+rule training_trials:
     output:
-        train=f"{RESULTS}/task_data/{{task}}/train.h5",
-        simulate=f"{RESULTS}/task_data/{{task}}/simulate.h5",
+        f"{RESULTS}/task_data/{{task}}/train.h5",
     log:
-        f"{RESULTS}/logs/task_data/{{task}}.log",
+        f"{RESULTS}/logs/task_data/{{task}}/train.log",
     benchmark:
-        f"{RESULTS}/benchmarks/task_data/{{task}}.tsv"
+        f"{RESULTS}/benchmarks/task_data/{{task}}/train.tsv"
     params:
-        settings=lambda wildcards: PLAN["tasks"][wildcards.task],
-        code=lambda wildcards: code("task_data.py", MODULES["tasks"][PLAN["tasks"][wildcards.task]["kind"]]),
+        settings=lambda wildcards: task_settings(wildcards.task, "train"),
+        code=task_code("training_trials.py"),
     script:
-        "../scripts/task_data.py"
+        "../scripts/training_trials.py"
+
+
+rule simulation_trials:
+    output:
+        f"{RESULTS}/task_data/{{task}}/simulate.h5",
+    log:
+        f"{RESULTS}/logs/task_data/{{task}}/simulate.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/task_data/{{task}}/simulate.tsv"
+    params:
+        settings=lambda wildcards: task_settings(wildcards.task, "simulate"),
+        code=task_code("simulation_trials.py"),
+    script:
+        "../scripts/simulation_trials.py"
 
 
 rule train_network:
@@ -30,12 +43,8 @@ rule train_network:
     priority: 1
     params:
         settings=network_settings,
-        task=lambda wildcards: task_of(wildcards.network),
-        code=lambda wildcards: code(
-            "train_network.py",
-            MODULES["networks"][PLAN["networks"][wildcards.network]["kind"]],
-            MODULES["tasks"][task_of(wildcards.network)["kind"]],
-        ),
+        task=lambda wildcards: task_settings(task_of(wildcards.network), "train"),
+        code=network_code("train_network.py"),
     script:
         "../scripts/train_network.py"
 
@@ -53,11 +62,7 @@ rule network_activity:
         f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/activity.tsv"
     priority: 1
     params:
-        task=lambda wildcards: task_of(wildcards.network),
-        code=lambda wildcards: code(
-            "network_activity.py",
-            MODULES["networks"][PLAN["networks"][wildcards.network]["kind"]],
-            MODULES["tasks"][task_of(wildcards.network)["kind"]],
-        ),
+        task=lambda wildcards: task_settings(task_of(wildcards.network), "simulate"),
+        code=network_code("network_activity.py"),
     script:
         "../scripts/network_activity.py"

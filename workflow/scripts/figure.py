@@ -8,5 +8,5 @@ with job(snakemake.log[0], snakemake.threads):
 
     settings = snakemake.params.settings
     figure = FIGURES[settings["kind"]]
-    files = {tuple(need): file for need, file in zip(snakemake.params.needs, snakemake.input.files, strict=True)}
+    files = {tuple(need): file for need, file in zip(snakemake.params.needs, snakemake.input, strict=True)}
     make(figure, figure.Settings(**settings), files, snakemake.output.pdf.removesuffix(".pdf"))

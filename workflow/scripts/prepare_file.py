@@ -5,5 +5,5 @@ from ctdb.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     from ctdb import datasets
 
-    settings = datasets.FileSettings(**snakemake.params.settings)
+    settings = datasets.FileSettings(path=snakemake.input[0], **snakemake.params.settings)
     datasets.write(snakemake.output[0], datasets.prepare_file(settings, snakemake.input[0]))

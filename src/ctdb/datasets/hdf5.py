@@ -122,6 +122,8 @@ def as_split(values: Mapping[str, np.ndarray], label: str) -> Split:
             raise DatasetError(
                 f"{label}_{name} has shape {value.shape} and type {value.dtype}; expected numbers of shape {axes}"
             )
+        if name in PER_TRIAL and not (np.isfinite(value).all() and (value == np.round(value)).all()):
+            raise DatasetError(f"{label}_{name} must hold one whole number per trial")
         converted[name] = value.astype(np.int64 if name in PER_TRIAL else np.float32)
     return Split(**converted)
 

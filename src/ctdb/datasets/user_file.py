@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import as_split, missing_key, open_arrays, read
@@ -32,6 +32,13 @@ class KeyMap(Settings):
     condition: str | None = None
     trial: str | None = None
 
+    @model_validator(mode="after")
+    def _every_split_has_its_own_key(self) -> "KeyMap":
+        for name, key in self.model_dump().items():
+            if key is not None and "{split}" not in key:
+                raise ValueError(f"{name}: {key!r} is the same in every split; put {{split}} where they differ")
+        return self
+
 
 class SplitNames(Settings):
     """What the file calls its splits. `test` is used where the file has it."""
@@ -39,6 +46,12 @@ class SplitNames(Settings):
     train: str = "train"
     valid: str = "valid"
     test: str = "test"
+
+    @model_validator(mode="after")
+    def _different_trials(self) -> "SplitNames":
+        if len({self.train, self.valid, self.test}) < 3:
+            raise ValueError("train, valid and test must be different trials; to report on valid, set `test: valid`")
+        return self
 
 
 class FileSettings(Settings):

@@ -34,6 +34,8 @@ class Figure(ABC):
     """A figure; subclasses set `Settings`, name what they need and draw it."""
 
     Settings: ClassVar[type[FigureSettings]]
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that a dataset need not have but this figure does."""
 
     @staticmethod
     @abstractmethod

@@ -8,16 +8,17 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from ctdb import datasets
+from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title
-from ctdb.settings import Count, Seed
+from ctdb.settings import Count, NonEmpty, Seed
 
 
 class RasterSettings(FigureSettings):
     """Settings of figure `raster`."""
 
     dataset: str
-    models: list[str]
+    models: NonEmpty[str]
     seed: Seed = 0
     trial: Seed = 0
     n_traces: Count = 4
@@ -46,7 +47,8 @@ class Raster(Figure):
         dataset = datasets.read(files["dataset", settings.dataset])
         split = dataset.report_split
         trials = dataset[split]
-        trial = settings.trial % trials.n_trials
+        if (trial := settings.trial) >= trials.n_trials:
+            raise DatasetError(f"figure `raster`: trial {trial} of {trials.n_trials} {split} trials, counted from 0")
         n_bins = trials.recon_data.shape[1] if trials.n_bins is None else int(trials.n_bins[trial])
         spikes = trials.recon_data[trial, :n_bins]
         rates = {} if trials.truth is None else {"true rates": trials.truth[trial, :n_bins]}

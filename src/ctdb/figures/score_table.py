@@ -1,6 +1,7 @@
 """The scores of one dataset as a table that is read at a glance: models between floor and ceiling."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+from ctdb.settings import NonEmpty
 
 LABELS = {
     "rate_r2": "rate R²",
@@ -28,8 +30,8 @@ class ScoreTableSettings(FigureSettings):
     """Settings of figure `score_table`."""
 
     dataset: str
-    split: str | None = None
-    metrics: list[str] = list(LABELS)
+    split: Literal["valid", "test"] | None = None
+    metrics: NonEmpty[str] = list(LABELS)
 
 
 @FIGURES.register("score_table")
@@ -44,8 +46,8 @@ class ScoreTable(Figure):
 
     @staticmethod
     def needs(settings: ScoreTableSettings) -> list[Need]:
-        """The scores table."""
-        return [("scores",)]
+        """The scores table, of a dataset that is there."""
+        return [("scores",), ("dataset", settings.dataset)]
 
     @staticmethod
     def draw(settings: ScoreTableSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:

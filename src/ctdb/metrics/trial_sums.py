@@ -42,11 +42,17 @@ class TrialSums:
         n_resamples
             Number of resamples.
 
+        Returns
+        -------
+        Lower and upper bound; NaN for fewer than two trials, which say nothing about their spread.
+
         References
         ----------
         Efron & Tibshirani (1993), An introduction to the bootstrap, chapter 13.
         """
         n_trials = len(self.terms)
+        if n_trials < 2:
+            return np.nan, np.nan
         drawn = rng.multinomial(n_trials, np.full(n_trials, 1 / n_trials), size=n_resamples)
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = self.combine(drawn.astype(np.float64) @ self.terms)

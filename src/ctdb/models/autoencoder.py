@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ctdb.datasets import SpikeDataset
@@ -65,8 +65,14 @@ class SequentialAutoencoder(Model):
         encod_data: Float[Tensor, "trials bins heldin"],
         ext_input: Float[Tensor, "trials recon_bins inputs"],
         generator: torch.Generator | None = None,
+        n_bins: Int[Tensor, " trials"] | None = None,
     ) -> tuple[Float[Tensor, "trials recon_bins neurons"], Float[Tensor, "trials recon_bins states"]]:
-        """Log-rates and latents; dropout is drawn from `generator`, and there is none without."""
+        """Log-rates and latents; dropout is drawn from `generator`, and there is none without.
+
+        The encoder reads the first `n_bins` bins of each trial, all of them where that is not given.
+        """
+        if n_bins is not None:
+            encod_data = nn.utils.rnn.pack_padded_sequence(encod_data, n_bins.cpu(), True, enforce_sorted=False)
         _, last = self.encoder(encod_data)
         summary = _drop(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, generator)
         state = _drop(self.to_initial_state(summary), self.settings.initial_state_dropout, generator)
@@ -75,7 +81,8 @@ class SequentialAutoencoder(Model):
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Poisson negative log-likelihood per valid bin and neuron, with its constant (Stirling) term."""
-        log_rates, _ = self(batch["encod_data"], batch["ext_input"], generator if self.training else None)
+        noise = generator if self.training else None
+        log_rates, _ = self(batch["encod_data"], batch["ext_input"], noise, batch.get("n_bins"))
         counts = batch["recon_data"]
         nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
         weight = batch["weight"]
@@ -83,7 +90,7 @@ class SequentialAutoencoder(Model):
 
     def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rates and latents of a batch."""
-        log_rates, latents = self(batch["encod_data"], batch["ext_input"])
+        log_rates, latents = self(batch["encod_data"], batch["ext_input"], n_bins=batch.get("n_bins"))
         return {"rates": log_rates.exp(), "latents": latents}
 
     def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:

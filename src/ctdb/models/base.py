@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ctdb.datasets import SpikeDataset, Split
+from ctdb.errors import DatasetError
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.models import MODELS
 from ctdb.recurrent import initialise
@@ -100,6 +101,11 @@ class Model(nn.Module, ABC):
         Returns
         -------
         `rates`, `latents` and further arrays of the model, each (trials, bins, channels) or (trials, channels).
+
+        Raises
+        ------
+        DatasetError
+            If the trials have other bins, neurons or inputs than the model was built for.
         """
         was_training = self.training
         self.eval()
@@ -134,9 +140,11 @@ class Model(nn.Module, ABC):
         Returns
         -------
         `encod_data`, 0 in padding; `recon_data` if there; `ext_input`, with no channels where there is none; and
-        `weight` (trials, bins, 1), which is 1 in valid bins and 0 in padding.
+        `weight` (trials, bins, 1), which is 1 in valid bins and 0 in padding; and `n_bins`, the valid bins that the
+        model sees of each trial, where trials have padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
+        self._check_sizes(arrays)
         made = {name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}
         encod, n_bins = made["encod_data"], self.sizes.n_recon_bins
         ext_input = arrays.get("ext_input")
@@ -145,7 +153,20 @@ class Model(nn.Module, ABC):
         if "n_bins" in arrays:
             made["weight"][:, :, 0] = torch.arange(n_bins) < torch.as_tensor(arrays["n_bins"])[:, None]
             made["encod_data"] = encod * made["weight"][:, : encod.shape[1]]
+            made["n_bins"] = torch.as_tensor(arrays["n_bins"]).clamp(max=encod.shape[1])
         return made
+
+    def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
+        expected = {"encod_data": (self.sizes.n_bins, self.sizes.n_heldin)}
+        if self.sizes.n_inputs:
+            expected["ext_input"] = (self.sizes.n_recon_bins, self.sizes.n_inputs)
+        for name, sizes in expected.items():
+            if name not in arrays or tuple(arrays[name].shape[1:]) != sizes:
+                found = tuple(arrays[name].shape[1:]) if name in arrays else "nothing"
+                raise DatasetError(
+                    f"this model was built for {name} of (bins, channels) {sizes}, but was given {found}; "
+                    "give it trials of the dataset it was built for, or build it for these"
+                )
 
 
 def build(spec: Mapping[str, Any], dataset: SpikeDataset) -> Model:

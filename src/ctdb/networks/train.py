@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctdb.errors import TrainingDivergedError
 from ctdb.files import lock, write_hdf5
 from ctdb.networks.base import Network, build, load
 from ctdb.seeds import derive
@@ -51,7 +52,7 @@ def train_network(
     Raises
     ------
     TrainingDivergedError
-        If the loss becomes NaN or infinite. The weights of the best epoch before that are written.
+        If the loss becomes NaN or infinite. The weights of the best epoch before that are in ``out/diverged``.
     """
     network = build(spec, len(task.input_names), len(task.output_names), seed)
     training = network.settings.training
@@ -67,9 +68,12 @@ def train_network(
     own = {"network": network.settings.model_dump(exclude={"training"}), "task": task.settings.model_dump()}
     with lock(out):
         result = train(_OnTask(network, task), batches["train"], batches["valid"], training, seed, Path(out), code, own)
-        network.save(out, seed=seed, **result.facts())
+        # Snakemake removes the outputs of a job that fails, but not a folder that it does not know.
+        kept = out if result.diverged is None else out / "diverged"
+        network.save(kept, seed=seed, **result.facts())
         discard_checkpoint(out)
-    result.raise_if_diverged()
+    if result.diverged is not None:
+        raise TrainingDivergedError(f"{result.diverged}. They are in {kept}")
     return network
 
 

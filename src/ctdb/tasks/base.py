@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 
 from ctdb.seeds import numpy_generator
-from ctdb.settings import Count, Fraction, Positive, Seed, Settings
+from ctdb.settings import Count, Positive, Seed, Settings
 
 
 class TrialSettings(Settings):
@@ -25,8 +26,22 @@ class TaskSettings(Settings):
     kind: str
     bin_s: Positive = 0.01
     train: TrialSettings = TrialSettings(seed=0)
-    valid_fraction: Fraction = 0.2
+    valid_fraction: float = Field(0.2, gt=0, lt=1)
     simulate: TrialSettings = TrialSettings(seed=100)
+
+    @model_validator(mode="after")
+    def _trials_on_both_sides(self) -> "TaskSettings":
+        if not 0 < self.n_valid < self.train.n_trials:
+            raise ValueError(
+                f"valid_fraction {self.valid_fraction} of train.n_trials {self.train.n_trials} leaves none to train "
+                "on or none to select by; take more trials"
+            )
+        return self
+
+    @property
+    def n_valid(self) -> int:
+        """Number of the training trials that select the best epoch."""
+        return max(1, round(self.valid_fraction * self.train.n_trials))
 
 
 @dataclass(frozen=True)
@@ -96,8 +111,8 @@ def training_trials(task: Task) -> dict[str, TaskTrials]:
     rng = numpy_generator("task trials", settings.train.seed)
     trials = task.generate(settings.train.n_trials, rng)
     order = rng.permutation(settings.train.n_trials)
-    n_valid = max(1, round(settings.valid_fraction * settings.train.n_trials))
-    return {"train": trials.take(np.sort(order[n_valid:])), "valid": trials.take(np.sort(order[:n_valid]))}
+    valid, train = np.split(order, [settings.n_valid])
+    return {"train": trials.take(np.sort(train)), "valid": trials.take(np.sort(valid))}
 
 
 def simulation_trials(task: Task) -> TaskTrials:

@@ -5,7 +5,7 @@ Sussillo & Barak (2013), Opening the black box; settings as in the computation-t
 
 import numpy as np
 from jaxtyping import Bool
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ctdb.settings import Count, NonNegative
 from ctdb.tasks import TASKS
@@ -24,6 +24,12 @@ class NBitFlipFlopSettings(TaskSettings):
     input_noise: NonNegative = 0.15
     blind_start: int = Field(5, ge=0)
     blind_after_change: int = Field(4, ge=0)
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> "NBitFlipFlopSettings":
+        if self.blind_start >= self.n_bins:
+            raise ValueError(f"blind_start {self.blind_start} leaves none of the {self.n_bins} bins in the loss")
+        return self
 
 
 @TASKS.register("nbff")

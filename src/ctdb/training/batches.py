@@ -36,6 +36,12 @@ class Batches:
         moved = {name: value.to(device) for name, value in self.tensors.items()}
         return Batches(moved, self.batch_size, self.shuffle_seed)
 
+    def share(self, batch: Mapping[str, Tensor]) -> float | Tensor:
+        """Share of a batch in the mean over all trials: by valid bins where there is a `weight`, else by trials."""
+        if "weight" in self.tensors:
+            return batch["weight"].sum() / self.tensors["weight"].sum()
+        return len(next(iter(batch.values()))) / self.n_trials
+
     def __len__(self) -> int:
         return -(-self.n_trials // self.batch_size)
 

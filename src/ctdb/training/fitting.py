@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctdb.datasets import SPLITS, SpikeDataset, Split
+from ctdb.errors import ConfigError
 from ctdb.files import lock, write_hdf5
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
@@ -60,9 +61,14 @@ def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | 
     TrainingDivergedError
         If the loss becomes NaN or infinite; by then the fit has been written from the best epoch before that, with
         ``status: diverged`` and the reason in its spec.
+    ConfigError
+        If the model was built from another spec.
     WriteError
         If `out` cannot be written.
     """
+    built_from = getattr(model, "settings", None)
+    if built_from is not None and built_from != type(built_from)(**spec):
+        raise ConfigError("the model was built from another spec than it is to be fitted with; build it from this one")
     out, seed = Path(out), int(spec.get("seed", 0))
     training = TrainingSettings(**spec.get("training", {}))
     train_data = Batches(model.tensors(dataset["train"]), training.batch_size, derive("fit batches", seed))

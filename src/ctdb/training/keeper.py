@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ctdb.files import write_error, write_text
 from ctdb.settings import TrainingSettings
 
+CHECKPOINT_SECONDS = 20
+"""Time between checkpoints, unless ``CTDB_CHECKPOINT_SECONDS`` in the environment says otherwise."""
 COLUMNS = ("epoch", "train_loss", "valid_loss", "learning_rate")
 
 
@@ -43,6 +45,7 @@ class Keeper(pl.Callback):
         self.diverged: str | None = None
         self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] | None = None
+        self._checkpoint_seconds = float(os.environ.get("CTDB_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
         self._last_write = self._last_line = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,6 +58,7 @@ class Keeper(pl.Callback):
                 factor=plateau.factor,
                 patience=plateau.patience,
                 min_lr=plateau.minimum,
+                threshold=0,
             )
             if self._plateau_state is not None:
                 self.plateau.load_state_dict(self._plateau_state)
@@ -76,7 +80,7 @@ class Keeper(pl.Callback):
         if self.settings.patience is not None and epoch - self.best_epoch >= self.settings.patience:
             trainer.should_stop = self.finished = True
         self._report(trainer)
-        if time.monotonic() - self._last_write >= self.settings.checkpoint_seconds:
+        if time.monotonic() - self._last_write >= self._checkpoint_seconds:
             self.write_checkpoint(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,6 +96,8 @@ class Keeper(pl.Callback):
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(partial)
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(partial, self.checkpoint)
         except OSError as error:
             partial.unlink(missing_ok=True)

@@ -176,7 +176,7 @@ def _identity(
 ) -> str:
     """Hash of everything that decides the outcome of a run."""
     digest = hashlib.sha256()
-    choices = [settings.model_dump(exclude={"checkpoint_seconds"}), json.dumps(spec, sort_keys=True)]
+    choices = [settings.model_dump(), json.dumps(spec, sort_keys=True)]
     digest.update(repr([*choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
     for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
         for name, value in tensors.items():
@@ -189,7 +189,11 @@ def _matching_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     """What the keeper saved in a checkpoint of this very run; None where there is none."""
     if not path.exists():
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][Keeper.__qualname__]
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][Keeper.__qualname__]
+    except Exception as error:  # whatever a damaged file makes torch raise
+        print(f"{path} cannot be read ({error}): starting afresh")
+        return None
     if saved["run"] == run:
         return saved
     print(f"{path} belongs to a run with other data, settings or code: starting afresh")
@@ -219,7 +223,7 @@ class _LightningModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         loss = self.module.loss(batch, self.generator)
         detached = loss.detach()
-        self.train_loss = self.train_loss + detached * (_n_trials(batch) / self.trainer.train_dataloader.n_trials)
+        self.train_loss = self.train_loss + detached * self.trainer.train_dataloader.share(batch)
         # Kept on the device and read once per epoch: asking here would make a GPU wait in every step.
         step = self.first_bad_step.clamp(max=self.global_step)
         self.first_bad_step = torch.where(detached.isfinite(), self.first_bad_step, step)
@@ -230,11 +234,7 @@ class _LightningModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         loss = self.module.loss(batch, self.generator)
-        self.valid_loss = self.valid_loss + loss * (_n_trials(batch) / self.trainer.val_dataloaders.n_trials)
-
-
-def _n_trials(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
+        self.valid_loss = self.valid_loss + loss * self.trainer.val_dataloaders.share(batch)
 
 
 @contextlib.contextmanager
