@@ -296,9 +296,9 @@ def test_how_far_trials_are_padded_does_not_change_what_is_inferred(kind):
         torch.testing.assert_close(rates[0][trial, :length], rates[1][trial, :length], rtol=1e-5, atol=1e-6)
 
 
-def test_trials_of_another_shape_are_refused_clearly():
+def test_trials_of_another_shape_are_refused_clearly(kind):
     data = make_data()
-    model = make_model("sae_gru", data)
+    model = make_model(kind, data)
     arrays = data["test"].arrays()
     with pytest.raises(DatasetError, match=r"ext_input of \(bins, channels\) .* but was given nothing"):
         model.infer({"encod_data": arrays["encod_data"]})
