@@ -298,3 +298,20 @@ def test_a_lock_ends_with_its_block_however_that_ends(tmp_path):
         _ = 1 / 0
     with process_that_locks(tmp_path / "fit") as other:
         assert line(other.stdout) == "held\n"
+
+
+@pytest.mark.parametrize(("host", "ends"), [(os.uname().nodename, True), ("another-node", False)])
+def test_a_process_whose_run_is_gone_on_this_host_writes_nothing(host, ends, tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    code = f"from ctdb.files import write_text; write_text({str(tmp_path / 'out.txt')!r}, 'late')"
+    environment = os.environ | {"CTDB_RUN": f"{host}:{int(gone.stdout)}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment)
+    assert (done.returncode != 0) == ends
+    assert (tmp_path / "out.txt").exists() != ends
+
+
+def test_what_a_killed_process_left_behind_is_cleared_by_the_next_write(tmp_path):
+    (tmp_path / ".out.txt.abc123.partial").write_text("half")
+    (tmp_path / ".other.txt.abc123.partial").write_text("not ours")
+    write_text(tmp_path / "out.txt", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.txt.abc123.partial", "out.txt"]

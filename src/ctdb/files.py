@@ -56,11 +56,13 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 def leave_if_orphaned() -> None:
     """End this process if the run that started it is gone: what it would write may no longer be wanted.
 
-    The Snakefile puts the number of its process into the environment (``CTDB_RUN``); elsewhere nothing happens.
+    The Snakefile puts host and process of a run into the environment (``CTDB_RUN``). Elsewhere, as on another node of a
+    cluster, whose jobs outlive the run by design, nothing happens.
     """
-    if run := os.environ.get("CTDB_RUN"):
+    host, _, process = os.environ.get("CTDB_RUN", "").rpartition(":")
+    if process and host == os.uname().nodename:
         try:
-            os.kill(int(run), 0)
+            os.kill(int(process), 0)
         except ProcessLookupError:
             os._exit(1)
 

@@ -78,7 +78,7 @@ def hold_results(results: Path | str) -> None:
         file.close()
         raise SystemExit(f"error: another run is at work in {results}; wait for it to end, or stop it") from None
     _held.append(file)
-    os.environ["CTDB_RUN"] = str(os.getpid())
+    os.environ["CTDB_RUN"] = f"{os.uname().nodename}:{os.getpid()}"
 
 
 def summary(checked: Mapping[str, Any]) -> str:

@@ -69,8 +69,11 @@ def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | 
     built_from = getattr(model, "settings", None)
     if built_from is not None and built_from != type(built_from)(**spec):
         raise ConfigError("the model was built from another spec than it is to be fitted with; build it from this one")
-    out, seed = Path(out), int(spec.get("seed", 0))
-    training = TrainingSettings(**spec.get("training", {}))
+    out = Path(out)
+    if built_from is not None:  # they know the defaults of their kind
+        training, seed = built_from.training, built_from.seed
+    else:
+        training, seed = TrainingSettings(**spec.get("training", {})), int(spec.get("seed", 0))
     train_data = Batches(model.tensors(dataset["train"]), training.batch_size, derive("fit batches", seed))
     valid_data = Batches(model.tensors(dataset["valid"]), training.batch_size)
     with lock(out):
