@@ -92,10 +92,14 @@ def _draw(
 
     axes = below.subplots(1, len(shown), sharex=True, squeeze=False)[0]
     for ax, neuron in zip(axes, shown, strict=True):
-        ax.vlines(time[spikes[:, neuron] > 0], -0.12 * top, -0.03 * top, color="0.4", lw=0.5)
+        height = max(float(values[:, neuron].max()) for values in rates.values())
+        ax.vlines(time[spikes[:, neuron] > 0], -0.12 * height, -0.04 * height, color="0.4", lw=0.5)
         for name, values in rates.items():
             true = name == "true rates"
-            ax.plot(time, values[:, neuron], color=TRUTH_COLOUR if true else None, lw=1.4 if true else 0.9, label=name)
+            colour = TRUTH_COLOUR if true else None
+            ax.plot(time, values[:, neuron], color=colour, lw=1.4 if true else 0.9, label=name)
+        ax.set_ylim(-0.16 * height, 1.05 * height)
+        ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= height])
         ax.set_title(f"neuron {neuron}, {'held out' if neuron in heldout else 'held in'}")
         ax.set_xlabel("time (s)")
     axes[0].set_ylabel("rate (spikes per bin)")
