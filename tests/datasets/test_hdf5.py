@@ -213,3 +213,12 @@ def test_a_conversion_factor_that_is_not_one_positive_number_is_refused(factor, 
     path = write_raw(flat_arrays(make_dataset(truth=True)) | {"conversion_factor": np.asarray(factor)})
     with pytest.raises(DatasetError, match="expected one number above 0"):
         read(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.9])
+def test_a_per_trial_number_that_is_not_whole_is_refused(value, make_dataset, write_raw, flat_arrays):
+    arrays = flat_arrays(make_dataset(per_trial=True))
+    arrays["valid_trial"] = arrays["valid_trial"] + 0.0
+    arrays["valid_trial"][0] = value
+    with pytest.raises(DatasetError, match="valid_trial must hold one whole number per trial"):
+        read(write_raw(arrays))

@@ -529,3 +529,9 @@ def test_wrong_lengths_and_directions_are_errors():
 def test_unknown_metric_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'rate_r2'"):
         METRICS["rate_r3"]
+
+
+def test_one_trial_has_no_interval():
+    sums = TrialSums(np.array([[1.0, 2.0]]), lambda total: total[..., 0] / total[..., 1])
+    assert sums.value == 0.5
+    assert np.isnan(sums.interval(np.random.default_rng(0))).all()
