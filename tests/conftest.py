@@ -15,6 +15,17 @@ from ctdb.datasets import SPLITS, SpikeDataset, Split
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the sums of several are in another order, and so are the last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Folder of the public data files, which the repository does not hold."""

@@ -1,5 +1,6 @@
 """The scores table: anchors, tidy rows, what happens to metrics that do not apply and to fits that failed."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ctdb.datasets import SpikeDataset, Split
 from ctdb.errors import MetricError
 from ctdb.files import write_hdf5, write_yaml
 from ctdb.metrics import METRICS
-from ctdb.scores import CEILING, COLUMNS, FLOOR, gather, score_anchors, score_fit, sweep_label
+from ctdb.scores import CEILING, COLUMNS, FLOOR, gather, score_anchors, score_fit
 
 HELDIN, NEURONS, BINS, INPUTS = 6, 9, 12, 2
 ALL = set(METRICS.modules)
@@ -43,7 +44,7 @@ def without(data, *fields):
     return SpikeDataset({k: replace(split, **dict.fromkeys(fields)) for k, split in data.splits.items()}, data.bin_s)
 
 
-LABELS = {"dataset": "some", "model": "gru", "kind": "sae_gru", "sweep": sweep_label({"latent_size": 3}), "seed": 4}
+LABELS = {"dataset": "some", "model": "gru", "kind": "sae_gru", "sweep": json.dumps({"latent_size": 3}), "seed": 4}
 
 
 def write_fit(folder, data, status="ok", reason=""):

@@ -27,7 +27,6 @@ from ctdb.models import MODELS
 from ctdb.networks import NETWORKS
 from ctdb.provenance import fingerprint
 from ctdb.registry import Registry
-from ctdb.scores import sweep_label
 from ctdb.settings import NonEmpty, Seed, Settings
 from ctdb.simulation import SimulationSettings
 from ctdb.tasks import TASKS
@@ -262,7 +261,7 @@ class _Checker:
                         "model": label,
                         "seed": seed,
                         "kind": spec["kind"],
-                        "sweep": sweep_label(point),
+                        "sweep": json.dumps(point, sort_keys=True),
                         "spec": spec | {"seed": seed},
                     }
         return list(fits.values())

@@ -1,6 +1,5 @@
 """The scores table: one tidy row per (fit, split, metric), between a floor and a ceiling."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,11 +103,6 @@ def gather(tables: Iterable[Path | str]) -> pd.DataFrame:
     parts = [pd.read_csv(table, dtype=COLUMNS, keep_default_na=False, na_values=[""]) for table in tables]
     whole = pd.concat(parts, ignore_index=True).fillna({"reason": "", "sweep": "{}"})
     return whole.sort_values(["dataset", "role", "model", "seed", "split", "metric"], ignore_index=True)
-
-
-def sweep_label(point: Mapping[str, Any]) -> str:
-    """Settings of a sweep's point as they stand in the column `sweep`."""
-    return json.dumps(dict(point), sort_keys=True)
 
 
 def _rows(

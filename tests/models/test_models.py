@@ -17,15 +17,7 @@ KINDS = list(models.MODELS.modules)
 HELDIN, NEURONS, BINS = 6, 9, 14
 SMALL = {"latent_size": 5, "encoder_size": 7, "field_layers": 2, "field_width": 8}
 
-pytestmark = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.parametrize("kind", KINDS), pytest.mark.usefixtures("one_thread")]
 
 
 def make_split(n_trials, seed, n_bins=BINS, n_recon_bins=BINS, n_inputs=2, lengths=False):

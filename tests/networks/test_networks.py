@@ -8,22 +8,16 @@ import pytest
 import torch
 
 from ctdb import networks
-from ctdb.errors import ConfigError
+from ctdb.errors import ConfigError, TrainingDivergedError
 from ctdb.files import read_hdf5, read_yaml
 from ctdb.networks.base import build
 from ctdb.networks.train import record_activity, train_network
 from ctdb.tasks import base as tasks
 from ctdb.tasks.base import simulation_trials, training_trials
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HIDDEN = 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_network(kind="noisy_gru", seed=0, **settings):
@@ -284,3 +278,13 @@ def test_recording_again_gives_the_same_bytes_and_another_seed_other_noise(train
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     a, c = (read_hdf5(tmp_path / f"{name}.h5")[0] for name in "ac")
     assert not np.array_equal(a["states"], c["states"])
+
+
+def test_what_a_diverged_run_kept_goes_when_a_later_run_ends_well(trained, tmp_path):
+    with pytest.raises(TrainingDivergedError, match=r"They are in .*diverged"):
+        train_tiny(tmp_path, learning_rate=1e30)
+    assert (tmp_path / "diverged/weights.safetensors").exists()
+    assert not (tmp_path / "weights.safetensors").exists()
+    train_tiny(tmp_path)
+    assert not (tmp_path / "diverged").exists()
+    assert (tmp_path / "weights.safetensors").read_bytes() == (trained / "weights.safetensors").read_bytes()

@@ -21,13 +21,7 @@ from ctdb.files import read_hdf5, read_yaml
 from ctdb.settings import TrainingSettings
 from ctdb.training import Batches, discard_checkpoint, fit, train
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

@@ -1,5 +1,6 @@
 """Train a network on a task, and run it once over the simulation trials: the ground truth from then on."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def train_network(
     TrainingDivergedError
         If the loss becomes NaN or infinite. The weights of the best epoch before that are in ``out/diverged``.
     """
+    out = Path(out)
     network = build(spec, len(task.input_names), len(task.output_names), seed)
     training = network.settings.training
     batches = {
@@ -67,10 +69,12 @@ def train_network(
     code = (type(network).__module__, type(task).__module__, __name__)
     own = {"network": network.settings.model_dump(exclude={"training"}), "task": task.settings.model_dump()}
     with lock(out):
-        result = train(_OnTask(network, task), batches["train"], batches["valid"], training, seed, Path(out), code, own)
+        result = train(_OnTask(network, task), batches["train"], batches["valid"], training, seed, out, code, own)
         # Snakemake removes the outputs of a job that fails, but not a folder that it does not know.
         kept = out if result.diverged is None else out / "diverged"
         network.save(kept, seed=seed, **result.facts())
+        if result.diverged is None:
+            shutil.rmtree(out / "diverged", ignore_errors=True)  # of an earlier run with other settings
         discard_checkpoint(out)
     if result.diverged is not None:
         raise TrainingDivergedError(f"{result.diverged}. They are in {kept}")

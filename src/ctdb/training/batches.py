@@ -26,6 +26,7 @@ class Batches:
         self.n_trials = len(next(iter(self.tensors.values())))
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.epoch = 0
+        self._total_weight = self.tensors["weight"].sum() if "weight" in self.tensors else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
@@ -39,7 +40,7 @@ class Batches:
     def share(self, batch: Mapping[str, Tensor]) -> float | Tensor:
         """Share of a batch in the mean over all trials: by valid bins where there is a `weight`, else by trials."""
         if "weight" in self.tensors:
-            return batch["weight"].sum() / self.tensors["weight"].sum()
+            return batch["weight"].sum() / self._total_weight
         return len(next(iter(batch.values()))) / self.n_trials
 
     def __len__(self) -> int:
