@@ -82,8 +82,15 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return yaml.safe_load(Path(path).read_text())
 
 
-def write_hdf5(path: Path | str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> None:
-    """Write flat arrays and root attributes to an HDF5 file, atomically and with reproducible bytes.
+def write_hdf5(
+    path: Path | str,
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    aliases: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays and root attributes to an HDF5 file, atomically and with reproducible bytes.
+
+    A key ``session/name`` lies in a group; `aliases` maps second names of arrays to their keys.
 
     Spike counts (keys that end in ``_data``) are compressed: they are mostly zeros. The file is composed in
     memory, because HDF5 itself leaves a broken file behind when a disk fills up. Raises as :func:`write_bytes`.
@@ -93,16 +100,29 @@ def write_hdf5(path: Path | str, arrays: Mapping[str, np.ndarray], attributes: M
         for key, value in arrays.items():
             compression = {"compression": "gzip", "compression_opts": 1} if key.endswith("_data") else {}
             file.create_dataset(key, data=value, track_times=False, **compression)
+        for alias, key in (aliases or {}).items():
+            file[alias] = h5py.SoftLink(f"/{key}")
         for key, value in attributes.items():
             file.attrs[key] = value
     write_bytes(path, buffer.getvalue())
 
 
 def read_hdf5(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read all arrays and root attributes of a flat HDF5 file."""
+    """Read all arrays and root attributes of an HDF5 file; arrays in groups as ``group/name``, our aliases not."""
     with h5py.File(path, "r") as file:
-        arrays = {key: np.asarray(value[()]) for key, value in file.items() if isinstance(value, h5py.Dataset)}
-        return arrays, dict(file.attrs)
+        ours = str(file.attrs.get("format", "")).startswith("ctdb-")
+        return dict(_arrays(file, "", ours)), dict(file.attrs)
+
+
+def _arrays(group: h5py.Group, prefix: str, skip_links: bool) -> Iterator[tuple[str, np.ndarray]]:
+    for key in group:
+        if skip_links and isinstance(group.get(key, getlink=True), h5py.SoftLink):
+            continue
+        value = group[key]
+        if isinstance(value, h5py.Dataset):
+            yield prefix + key, np.asarray(value[()])
+        else:
+            yield from _arrays(value, f"{prefix}{key}/", skip_links)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The base of every group of settings, and those of training, which networks and models share."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -31,13 +31,24 @@ class PlateauSettings(Settings):
 class TrainingSettings(Settings):
     """Settings of one training run: Adam, gradients clipped by norm, stopped early on the valid loss.
 
-    Weight decay is Adam's (an L2 penalty on the loss), as in CtDB.
+    Weight decay is Adam's (an L2 penalty on the loss), as in CtDB, or AdamW's (apart from the gradient), as in
+    lfads-torch.
     """
 
     max_epochs: Count = 500
     batch_size: Count = 256
     learning_rate: Positive = 1e-3
+    optimizer: Literal["adam", "adamw"] = "adam"
+    epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     gradient_clip: Positive | None = 1.0
+    smoothing: Fraction = 0.0
+    burn_in: int = Field(0, ge=0)
     patience: Count | None = None
     plateau: PlateauSettings | None = None
+
+    @model_validator(mode="after")
+    def _something_to_select(self) -> "TrainingSettings":
+        if self.burn_in >= self.max_epochs:
+            raise ValueError(f"burn_in ({self.burn_in}) must be below max_epochs ({self.max_epochs})")
+        return self

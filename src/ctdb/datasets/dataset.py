@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ctdb.errors import DatasetError
 
@@ -16,6 +16,8 @@ SPLITS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class Split:
     """Trials of one split. Counts and rates are per bin; bins beyond a trial's `n_bins` are padding.
+
+    NaN is a missing value, in `behavior` always and in the counts where the dataset says so.
 
     Attributes
     ----------
@@ -37,6 +39,8 @@ class Split:
         Number of valid bins of each trial.
     condition, trial
         Condition of each trial and its number in the source.
+    start
+        First bin of each window in the recording that was chopped.
     """
 
     encod_data: Float[np.ndarray, "trials bins heldin"]
@@ -49,6 +53,7 @@ class Split:
     n_bins: Int[np.ndarray, " trials"] | None = None
     condition: Int[np.ndarray, " trials"] | None = None
     trial: Int[np.ndarray, " trials"] | None = None
+    start: Int[np.ndarray, " trials"] | None = None
 
     @property
     def n_trials(self) -> int:
@@ -60,13 +65,20 @@ class Split:
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
 
+    def observed(self) -> Bool[np.ndarray, "trials recon_bins neurons"]:
+        """Which values of `recon_data` are neither padding nor missing (NaN)."""
+        seen = ~np.isnan(self.recon_data)
+        if self.n_bins is not None:
+            seen &= (np.arange(seen.shape[1]) < self.n_bins[:, None])[..., None]
+        return seen
+
     def take(self, trials: Int[np.ndarray, " some"]) -> "Split":
         """Split with only the given trials, in the given order."""
         return Split(**{name: value[trials] for name, value in self.arrays().items()})
 
 
 REQUIRED = ("encod_data", "recon_data")
-PER_TRIAL = ("n_bins", "condition", "trial")
+PER_TRIAL = ("n_bins", "condition", "trial", "start")
 PER_BIN = tuple(item.name for item in fields(Split) if item.name not in PER_TRIAL)
 FIELDS = PER_BIN + PER_TRIAL
 
@@ -85,12 +97,23 @@ class SpikeDataset:
         Field name to the names of its channels.
     provenance
         Settings and seeds that made the data, as plain values.
+    missing_spikes
+        Whether NaN counts are values that were not recorded. Without it they are an error.
+    signal
+        `spikes`: counts. `continuous`: any signal in their place, such as calcium events or EMG.
     """
 
     splits: Mapping[str, Split]
     bin_s: float | None
     names: Mapping[str, list[str]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    missing_spikes: bool = False
+    signal: Literal["spikes", "continuous"] = "spikes"
+
+    @property
+    def sessions(self) -> dict[str, "SpikeDataset"]:
+        """Sessions by name: the dataset itself under the empty name, as :class:`MultiSession` has several."""
+        return {"": self}
 
     def __getitem__(self, split: str) -> Split:
         return self.splits[split]
@@ -122,6 +145,12 @@ class SpikeDataset:
         return 0 if ext_input is None else ext_input.shape[2]
 
     @property
+    def n_behaviors(self) -> int:
+        """Number of behaviour channels, 0 without behaviour."""
+        behavior = self.splits["train"].behavior
+        return 0 if behavior is None else behavior.shape[2]
+
+    @property
     def report_split(self) -> str:
         """Split that scores are reported on: `test`, or `valid` where the user chose to have no test split."""
         return "test" if "test" in self.splits else "valid"
@@ -149,7 +178,7 @@ def check(dataset: SpikeDataset, where: str) -> SpikeDataset:
                 "Split the trials, or map the file's own names in `splits`"
             )
     for name, split in dataset.splits.items():
-        _check_split(name, split, where)
+        _check_split(name, split, where, dataset)
     reference = {key: value.shape[1:] for key, value in dataset["train"].arrays().items()}
     for name, split in dataset.splits.items():
         for key, value in split.arrays().items():
@@ -167,7 +196,7 @@ def check(dataset: SpikeDataset, where: str) -> SpikeDataset:
     return dataset
 
 
-def _check_split(name: str, split: Split, where: str) -> None:
+def _check_split(name: str, split: Split, where: str, dataset: SpikeDataset) -> None:
     if split.n_trials == 0:
         raise DatasetError(f"{where}: split {name!r} has no trials; use a larger share or more trials")
     for key, value in split.arrays().items():
@@ -177,21 +206,25 @@ def _check_split(name: str, split: Split, where: str) -> None:
                 f"{label} has {len(value)} trials but {name}_recon_data has {split.n_trials}; "
                 "all keys of a split must have the same trials"
             )
-        if key != "behavior" and not np.isfinite(value).all():
-            bad = np.argwhere(~np.isfinite(value))[0]
+        may_miss = key == "behavior" or (key in REQUIRED and dataset.missing_spikes)
+        bad = np.isinf(value) if may_miss else ~np.isfinite(value)
+        if bad.any():
+            at = np.argwhere(bad)[0]
+            remedy = "Remove such trials, or interpolate them, before the file is used"
+            if key in REQUIRED and np.isnan(value[tuple(at)]):
+                remedy = "Where NaN stands for what was not recorded, set `missing_spikes`; else remove such trials"
             raise DatasetError(
-                f"{label} holds {value[tuple(bad)]} at {_position(bad)}; expected finite numbers. "
-                "Remove such trials, or interpolate them, before the file is used"
+                f"{label} holds {value[tuple(at)]} at {_position(at)}; expected finite numbers. {remedy}"
             )
     encod, recon = split.encod_data, split.recon_data
     for key in REQUIRED:
-        _check_counts(getattr(split, key), f"{where}: {name}_{key}")
+        _check_counts(getattr(split, key), f"{where}: {name}_{key}", dataset.signal)
     if encod.shape[1] > recon.shape[1] or encod.shape[2] > recon.shape[2]:
         raise DatasetError(
             f"{where}: {name}_encod_data has (bins, neurons) {encod.shape[1:]}, more than {name}_recon_data with "
             f"{recon.shape[1:]}; recon_data must hold every held-in neuron and bin (held-in neurons first)"
         )
-    if not np.array_equal(encod, recon[:, : encod.shape[1], : encod.shape[2]]):
+    if not np.array_equal(encod, recon[:, : encod.shape[1], : encod.shape[2]], equal_nan=True):
         raise DatasetError(
             f"{where}: the first {encod.shape[2]} neurons of {name}_recon_data differ from {name}_encod_data; "
             "held-in neurons must come first, in the same order, in both"
@@ -203,6 +236,13 @@ def _check_split(name: str, split: Split, where: str) -> None:
                 f"{where}: {name}_{key} has {value.shape[1]} bins but {name}_recon_data has {recon.shape[1]}; "
                 "all keys of a split must have the same bins"
             )
+    if split.behavior is not None and split.behavior.shape[1] not in (recon.shape[1], encod.shape[1]):
+        raise DatasetError(
+            f"{where}: {name}_behavior has {split.behavior.shape[1]} bins but {name}_recon_data has {recon.shape[1]}; "
+            "behaviour must be sampled in the bins of the spikes: resample or cut it, NaN where it is not known"
+        )
+    if not split.observed().any():
+        raise DatasetError(f"{where}: {name}_recon_data holds no recorded value; remove the split or the session")
     if split.truth is not None:
         if split.truth.shape[2] != recon.shape[2]:
             raise DatasetError(
@@ -221,9 +261,12 @@ def _check_split(name: str, split: Split, where: str) -> None:
         )
 
 
-def _check_counts(counts: np.ndarray, label: str) -> None:
+def _check_counts(counts: np.ndarray, label: str, signal: str) -> None:
     if counts.size == 0:
         raise DatasetError(f"{label} is empty: shape {counts.shape}; expected (trials, bins, neurons) with none zero")
+    if signal == "continuous":
+        return
+    counts = np.nan_to_num(counts)
     for bad, what, remedy in (
         (counts < 0, "a negative count", "spike counts are 0, 1, 2, ...; was a baseline subtracted?"),
         (

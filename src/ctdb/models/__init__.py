@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ctdb.registry import Registry
 
 if TYPE_CHECKING:
-    from ctdb.datasets import SpikeDataset
+    from ctdb.datasets import MultiSession, SpikeDataset
     from ctdb.models.base import Model
 
 MODELS = Registry("ctdb.models")
 
 
-def build(spec: Mapping[str, Any], dataset: "SpikeDataset") -> "Model":
+def build(spec: Mapping[str, Any], dataset: "SpikeDataset | MultiSession") -> "Model":
     """Untrained model, as :func:`ctdb.models.base.build` describes."""
     from ctdb.models import base
 

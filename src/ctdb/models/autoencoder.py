@@ -5,7 +5,6 @@ different cells: GRU, vanilla RNN, neural ODE, linear dynamical system. Two of i
 all bins (theirs left out the last one), and inference is in eval mode.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ctdb.datasets import SpikeDataset
+from ctdb.models.augmentations import dropout
 from ctdb.models.base import Model, ModelSettings, Sizes
 from ctdb.recurrent import Cell, scan
 from ctdb.settings import Count, Fraction
@@ -50,11 +50,12 @@ class SequentialAutoencoder(Model):
 
     def start_from(self, dataset: SpikeDataset) -> None:
         """Start the readout at each neuron's mean rate, so that training need not look for it."""
-        train = dataset["train"]
-        weight = self.tensors(train)["weight"]
-        mean = (weight * torch.from_numpy(train.recon_data)).sum((0, 1)) / weight.sum()
+        train = self.tensors(dataset["train"])
+        weight = train["weight"].expand_as(train["recon_data"])
+        n_values = weight.sum((0, 1)).clamp(min=1)
+        mean = (weight * train["recon_data"]).sum((0, 1)) / n_values
         with torch.no_grad():
-            self.to_log_rates.bias.copy_(mean.clamp(min=1 / float(weight.sum())).log())
+            self.to_log_rates.bias.copy_(torch.maximum(mean, 1 / n_values).log())
 
     @abstractmethod
     def make_cell(self) -> Cell:
@@ -74,8 +75,8 @@ class SequentialAutoencoder(Model):
         if n_bins is not None:
             encod_data = nn.utils.rnn.pack_padded_sequence(encod_data, n_bins.cpu(), True, enforce_sorted=False)
         _, last = self.encoder(encod_data)
-        summary = _drop(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, generator)
-        state = _drop(self.to_initial_state(summary), self.settings.initial_state_dropout, generator)
+        summary = dropout(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, generator)
+        state = dropout(self.to_initial_state(summary), self.settings.initial_state_dropout, generator)
         latents = scan(self.cell, state, ext_input)
         return self.to_log_rates(latents), latents
 
@@ -85,8 +86,8 @@ class SequentialAutoencoder(Model):
         log_rates, _ = self(batch["encod_data"], batch["ext_input"], noise, batch.get("n_bins"))
         counts = batch["recon_data"]
         nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
-        weight = batch["weight"]
-        return (weight * nll).sum() / (weight.sum() * self.sizes.n_neurons)
+        weight = batch["weight"].expand_as(nll)
+        return (weight * nll).sum() / weight.sum()
 
     def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rates and latents of a batch."""
@@ -101,11 +102,3 @@ class SequentialAutoencoder(Model):
     def rates(self, state: Float[Tensor, "*n states"]) -> Float[Tensor, "*n neurons"]:
         """Expected spikes per bin in a latent state."""
         return self.to_log_rates(state.to(self.to_log_rates.weight.dtype)).exp()
-
-
-def _drop(value: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout from a seeded generator (torch's own draws from global state)."""
-    if generator is None or rate == 0 or math.isclose(rate, 0):
-        return value
-    kept = torch.rand(value.shape, generator=generator, device=value.device) >= rate
-    return value * kept / (1 - rate)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ctdb.datasets import SpikeDataset, Split
+from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import DatasetError
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.models import MODELS
@@ -27,18 +27,24 @@ TRIALS_PER_PASS = 250
 
 
 class Sizes(Settings):
-    """Shapes that a model takes from its dataset."""
+    """Shapes that a model takes from its dataset; of several sessions the largest, and those of each."""
 
     n_heldin: int
     n_neurons: int
     n_bins: int
     n_recon_bins: int
     n_inputs: int
+    n_behaviors: int = 0
+    sessions: dict[str, "Sizes"] = {}
 
     @classmethod
-    def of(cls, dataset: SpikeDataset) -> "Sizes":
+    def of(cls, dataset: SpikeDataset | MultiSession) -> "Sizes":
         """Sizes of a dataset."""
-        return cls(**{name: int(getattr(dataset, name)) for name in cls.model_fields})
+        names = [name for name in cls.model_fields if name != "sessions"]
+        each = {session: {name: int(getattr(one, name)) for name in names} for session, one in dataset.sessions.items()}
+        largest = {name: max(sizes[name] for sizes in each.values()) for name in names}
+        several = isinstance(dataset, MultiSession)
+        return cls(**largest, sessions={name: cls(**sizes) for name, sizes in each.items()} if several else {})
 
 
 class ModelSettings(Settings):
@@ -47,6 +53,10 @@ class ModelSettings(Settings):
     kind: str
     seed: Seed = 0
     training: TrainingSettings = TrainingSettings()
+
+    def modules(self) -> list[str]:
+        """Modules that the settings name and the model loads, so that a change in them refits it."""
+        return []
 
 
 class Model(nn.Module, ABC):
@@ -61,13 +71,28 @@ class Model(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[ModelSettings]]
+    takes_sessions: ClassVar[bool] = False
+    """Whether one model can be fitted to several sessions at once."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Second names of what is inferred, in the fit's output file."""
 
     def __init__(self, settings: ModelSettings, sizes: Sizes):
         super().__init__()
         self.settings, self.sizes = settings, sizes
+        self.sessions = sizes.sessions or {"": sizes}
 
     def start_from(self, dataset: SpikeDataset) -> None:
         """Adapt the initial weights to the train trials, such as their mean rates; nothing unless a model says so."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Told before each epoch, counted from 0; for what changes over the training, such as ramps."""
+
+    def finish(self, dataset: SpikeDataset | MultiSession) -> None:
+        """Fit in closed form what the training leaves open; called once, with the best weights in place."""
+
+    def warnings(self, terms: Mapping[str, float]) -> list[str]:
+        """What the best epoch's terms (``train_{name}``, ``valid_{name}``) say has gone wrong, and what cures it."""
+        return []
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -75,6 +100,10 @@ class Model(nn.Module, ABC):
 
         In train mode every random draw comes from `generator`; in eval mode there is none.
         """
+
+    def loss_and_terms(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and what the history is to record beside it."""
+        return self.loss(batch, generator), {}
 
     @abstractmethod
     def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,8 +117,7 @@ class Model(nn.Module, ABC):
     def rates(self, state: Float[Tensor, "*n states"]) -> Float[Tensor, "*n neurons"]:
         """Expected spikes per bin in a state."""
 
-    @torch.no_grad()
-    def infer(self, trials: Split | Mapping[str, Any]) -> dict[str, Tensor]:
+    def infer(self, trials: Split | Mapping[str, Any], session: str | None = None) -> dict[str, Tensor]:
         """Infer rates and latents of new trials, in eval mode and in passes that fit memory.
 
         Parameters
@@ -97,6 +125,8 @@ class Model(nn.Module, ABC):
         trials
             A split, or arrays `encod_data` (trials, bins, held-in neurons) and, where the model has external
             input, `ext_input` (trials, bins, inputs).
+        session
+            Which of the model's sessions the trials are of; needed where it has several.
 
         Returns
         -------
@@ -105,48 +135,73 @@ class Model(nn.Module, ABC):
         Raises
         ------
         DatasetError
-            If the trials have other bins, neurons or inputs than the model was built for.
+            If the trials have other bins, neurons or inputs than the model was built for, or the session is unknown.
         """
+        return self._infer(trials, session)
+
+    @torch.no_grad()
+    def _infer(self, trials: Split | Mapping[str, Any], session: str | None, **options: Any) -> dict[str, Tensor]:
         was_training = self.training
         self.eval()
         parameter = next(self.parameters())
-        present = self.tensors(trials)
         batch = {
             name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
-            for name, value in present.items()
+            for name, value in self.tensors(trials, session).items()
         }
+        if self.sizes.sessions:
+            options["session"] = session
         chunks = {name: value.split(TRIALS_PER_PASS) for name, value in batch.items()}
         passes = [
-            self.infer_batch(dict(zip(chunks, parts, strict=True))) for parts in zip(*chunks.values(), strict=True)
+            self.infer_batch(dict(zip(chunks, parts, strict=True)), **options)
+            for parts in zip(*chunks.values(), strict=True)
         ]
         self.train(was_training)
         return {name: torch.cat([one[name] for one in passes]).cpu() for name in passes[0]}
+
+    def ablated(self, trials: Split, session: str | None = None) -> dict[str, Tensor]:
+        """What is inferred without the inferred inputs, under names ``ablated_...``; nothing for most models."""
+        return {}
+
+    def session_sizes(self, session: str | None) -> Sizes:
+        """Sizes of a session, or of the only one; DatasetError for an unknown name."""
+        if not self.sizes.sessions:
+            return self.sizes
+        if session not in self.sessions:
+            raise DatasetError(f"the model has no session {session!r}; name one of {list(self.sessions)}")
+        return self.sessions[session]
+
+    def session_index(self, session: str | None) -> int:
+        """Number of a session; DatasetError for an unknown name."""
+        self.session_sizes(session)
+        return list(self.sessions).index(session) if self.sizes.sessions else 0
 
     def save(self, directory: Path | str, **facts: Any) -> None:
         """Write weights and spec, with `facts` about the training, so that :func:`load` gives the model back."""
         spec = {
             "format": FORMAT,
             "model": self.settings.model_dump(),
-            "sizes": self.sizes.model_dump(),
+            "sizes": self.sizes.model_dump(exclude_defaults=True),
             **facts,
         }
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_bytes(Path(directory) / "weights.safetensors", safetensors.torch.save(weights))
         write_yaml(Path(directory) / "spec.yaml", spec)
 
-    def tensors(self, trials: Split | Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors(self, trials: Split | Mapping[str, Any], session: str | None = None) -> dict[str, Tensor]:
         """Tensors that `loss` and `infer_batch` work on, from a split or from arrays.
 
         Returns
         -------
-        `encod_data`, 0 in padding; `recon_data` if there; `ext_input`, with no channels where there is none; and
-        `weight` (trials, bins, 1), which is 1 in valid bins and 0 in padding; and `n_bins`, the valid bins that the
-        model sees of each trial, where trials have padding.
+        `encod_data`, 0 in padding and where it is missing (NaN); `recon_data` if there; `ext_input`, with no channels
+        where there is none; `weight`, 1 for values that count and 0 in padding: (trials, bins, 1), or (trials, bins,
+        neurons) where values are missing, and then `in_trial` (trials, bins, 1) is 0 in padding alone; and `n_bins`,
+        the valid bins that the model sees of each trial, where trials have padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
-        self._check_sizes(arrays)
+        sizes = self.session_sizes(session)
+        _check_sizes(arrays, sizes)
         made = {name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}
-        encod, n_bins = made["encod_data"], self.sizes.n_recon_bins
+        encod, n_bins = made["encod_data"], sizes.n_recon_bins
         ext_input = arrays.get("ext_input")
         made["ext_input"] = encod.new_zeros(len(encod), n_bins, 0) if ext_input is None else torch.as_tensor(ext_input)
         made["weight"] = encod.new_ones(len(encod), n_bins, 1)
@@ -154,22 +209,33 @@ class Model(nn.Module, ABC):
             made["weight"][:, :, 0] = torch.arange(n_bins) < torch.as_tensor(arrays["n_bins"])[:, None]
             made["encod_data"] = encod * made["weight"][:, : encod.shape[1]]
             made["n_bins"] = torch.as_tensor(arrays["n_bins"]).clamp(max=encod.shape[1])
+        if any(made[name].isnan().any() for name in ("encod_data", "recon_data") if name in made):
+            made["in_trial"] = made["weight"]
+            if "recon_data" in made:
+                made["weight"] = made["weight"] * ~made["recon_data"].isnan()
+                made["recon_data"] = made["recon_data"].nan_to_num()
+            made["encod_data"] = made["encod_data"].nan_to_num()
         return made
 
-    def _check_sizes(self, arrays: Mapping[str, Any]) -> None:
-        expected = {"encod_data": (self.sizes.n_bins, self.sizes.n_heldin)}
-        if self.sizes.n_inputs:
-            expected["ext_input"] = (self.sizes.n_recon_bins, self.sizes.n_inputs)
-        for name, sizes in expected.items():
-            if name not in arrays or tuple(arrays[name].shape[1:]) != sizes:
-                found = tuple(arrays[name].shape[1:]) if name in arrays else "nothing"
-                raise DatasetError(
-                    f"this model was built for {name} of (bins, channels) {sizes}, but was given {found}; "
-                    "give it trials of the dataset it was built for, or build it for these"
-                )
+    def fit_tensors(self, trials: Split, session: str | None = None) -> dict[str, Tensor]:
+        """Tensors of a split that is fitted or selects epochs; those of :meth:`tensors` unless a model says more."""
+        return self.tensors(trials, session)
 
 
-def build(spec: Mapping[str, Any], dataset: SpikeDataset) -> Model:
+def _check_sizes(arrays: Mapping[str, Any], sizes: Sizes) -> None:
+    expected = {"encod_data": (sizes.n_bins, sizes.n_heldin)}
+    if sizes.n_inputs:
+        expected["ext_input"] = (sizes.n_recon_bins, sizes.n_inputs)
+    for name, wanted in expected.items():
+        if name not in arrays or tuple(arrays[name].shape[1:]) != wanted:
+            found = tuple(arrays[name].shape[1:]) if name in arrays else "nothing"
+            raise DatasetError(
+                f"this model was built for {name} of (bins, channels) {wanted}, but was given {found}; "
+                "give it trials of the dataset it was built for, or build it for these"
+            )
+
+
+def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession) -> Model:
     """Untrained model for a dataset, its weights drawn from ``spec["seed"]``.
 
     Parameters
@@ -182,11 +248,18 @@ def build(spec: Mapping[str, Any], dataset: SpikeDataset) -> Model:
     Raises
     ------
     ConfigError
-        For an unknown kind.
+        For an unknown kind, and where settings and dataset do not go together.
+    DatasetError
+        If the model needs what the dataset does not have, or takes one session and is given several.
     pydantic.ValidationError
         For an unknown key or a wrong type.
     """
     model = _build(spec, Sizes.of(dataset))
+    if isinstance(dataset, MultiSession) and not model.takes_sessions:
+        raise DatasetError(
+            f"model {spec['kind']!r} takes one session, but was given {len(dataset.sessions)}; fit each alone, or "
+            "choose `lfads` or `band`"
+        )
     model.start_from(dataset)
     return model
 

@@ -1,5 +1,6 @@
 """Recurrent cells: each maps (input, state) to the next state and nothing else."""
 
+import math
 from abc import abstractmethod
 from itertools import pairwise
 
@@ -57,6 +58,56 @@ class GRUCell(_GatedWeights):
     ) -> Float[Tensor, "trials states"]:
         """Next state."""
         return torch.gru_cell(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+
+class ClippedGRUCell(Cell):
+    r"""Gated recurrent unit of LFADS: reset gate before the recurrent product, state clipped.
+
+    With :math:`a = W_{ih} u + b`, split into gates z, r, n, and :math:`W_{hh}` into :math:`W_z, W_r, W_n`:
+    :math:`z = \sigma(a_z + W_z h)`, :math:`r = \sigma(a_r + W_r h)`, :math:`n = \tanh(a_n + W_n (r \odot h))`,
+    :math:`h' = clip(z \odot h + (1 - z) \odot n, \pm c)`. The biases of both gates start at 1, so that the state is
+    carried on at first; weights start normal with variance 1 / fan.
+
+    Parameters
+    ----------
+    n_inputs, n_states
+        As in :class:`Cell`.
+    clip
+        Largest absolute value c of a state.
+    joint_fan
+        Whether the fan of the initial weights is inputs and states together, as in LFADS's encoders, or that of each
+        matrix alone, as in its generator and controller.
+
+    References
+    ----------
+    Cho et al. (2014), equations 5-8; Pandarinath et al. (2018), methods.
+    """
+
+    def __init__(self, n_inputs: int, n_states: int, clip: float = 5.0, joint_fan: bool = False):
+        super().__init__(n_inputs, n_states)
+        self.clip, self.joint_fan = clip, joint_fan
+        self.weight_ih = nn.Parameter(torch.empty(3 * n_states, n_inputs))
+        self.weight_hh = nn.Parameter(torch.empty(3 * n_states, n_states))
+        self.bias = nn.Parameter(torch.empty(3 * n_states))
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw initial weights, in place."""
+        fans = (self.n_inputs + self.n_states,) * 2 if self.joint_fan else (max(self.n_inputs, 1), self.n_states)
+        for weight, fan in zip((self.weight_ih, self.weight_hh), fans, strict=True):
+            weight.normal_(0, 1 / math.sqrt(fan), generator=generator)
+        self.bias.fill_(1)
+        self.bias[2 * self.n_states :] = 0
+
+    def forward(
+        self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
+    ) -> Float[Tensor, "trials states"]:
+        """Next state."""
+        sizes = (2 * self.n_states, self.n_states)
+        input_gates, input_new = nn.functional.linear(input, self.weight_ih, self.bias).split(sizes, 1)
+        weight_gates, weight_new = self.weight_hh.split(sizes)
+        update, reset = torch.addmm(input_gates, state, weight_gates.T).sigmoid().chunk(2, 1)
+        new = torch.addmm(input_new, reset * state, weight_new.T).tanh()
+        return torch.lerp(new, state, update).clamp(-self.clip, self.clip)
 
 
 class TanhCell(_GatedWeights):

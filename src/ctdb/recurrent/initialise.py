@@ -13,13 +13,15 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
     Linear layers: U(-1/sqrt(fan in), 1/sqrt(fan in)); recurrent layers: U(-1/sqrt(states), 1/sqrt(states)). The
     matrix of a linear system starts near the identity, scaled to a norm of 0.95, and its offset at 0, so that it
-    remembers tens of bins and cannot explode. Parameters that a module owns directly, outside these layers, keep the
-    values its constructor gave them.
+    remembers tens of bins and cannot explode. A layer with a method `draw_weights` draws its own. Parameters that a
+    module owns directly, outside these layers, keep the values its constructor gave them.
     """
     with torch.no_grad():
         for layer in module.modules():
             bound = None
-            if isinstance(layer, nn.Linear):
+            if hasattr(layer, "draw_weights"):
+                layer.draw_weights(generator)
+            elif isinstance(layer, nn.Linear):
                 bound = 1 / math.sqrt(layer.in_features)
             elif isinstance(layer, nn.GRU):
                 bound = 1 / math.sqrt(layer.hidden_size)

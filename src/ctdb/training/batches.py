@@ -26,7 +26,7 @@ class Batches:
         self.n_trials = len(next(iter(self.tensors.values())))
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.epoch = 0
-        self._total_weight = self.tensors["weight"].sum() if "weight" in self.tensors else None
+        self._total_weight = amount(self.tensors) if "weight" in self.tensors else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
@@ -40,7 +40,7 @@ class Batches:
     def share(self, batch: Mapping[str, Tensor]) -> float | Tensor:
         """Share of a batch in the mean over all trials: by valid bins where there is a `weight`, else by trials."""
         if "weight" in self.tensors:
-            return batch["weight"].sum() / self._total_weight
+            return amount(batch) / self._total_weight
         return len(next(iter(batch.values()))) / self.n_trials
 
     def __len__(self) -> int:
@@ -54,3 +54,63 @@ class Batches:
             order = torch.randperm(self.n_trials, generator=generator)
         for part in order.split(self.batch_size):
             yield {name: value[part.to(value.device)] for name, value in self.tensors.items()}
+
+
+class SessionBatches:
+    """Batches over several sessions: each holds a share of every session, so that all end together.
+
+    Every trial is used once per epoch, whatever the sessions' sizes; a batch maps session to its own batch.
+
+    Parameters
+    ----------
+    sessions
+        Session to its tensors, whose first axis is trials.
+    batch_size
+        Trials in a batch, over all sessions.
+    shuffle_seed
+        As in :class:`Batches`.
+    """
+
+    def __init__(self, sessions: Mapping[str, Mapping[str, Tensor]], batch_size: int, shuffle_seed: int | None = None):
+        self.sessions = {name: dict(tensors) for name, tensors in sessions.items()}
+        self.tensors = {f"{name}/{key}": value for name, own in self.sessions.items() for key, value in own.items()}
+        self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
+        self.epoch = 0
+        self._n_trials = {name: len(own["weight"]) for name, own in self.sessions.items()}
+        self._total_weight = sum(amount(own) for own in self.sessions.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def to(self, device: torch.device) -> "SessionBatches":
+        """Same batches from tensors on `device`."""
+        moved = {name: {key: value.to(device) for key, value in own.items()} for name, own in self.sessions.items()}
+        return SessionBatches(moved, self.batch_size, self.shuffle_seed)
+
+    def share(self, batch: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+        """Share of a batch in the mean over all trials, by valid bins."""
+        return sum(amount(own) for own in batch.values()) / self._total_weight
+
+    def __len__(self) -> int:
+        return -(-sum(self._n_trials.values()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, dict[str, Tensor]]]:
+        parts = {}
+        for name, n_trials in self._n_trials.items():
+            order = torch.arange(n_trials)
+            if self.shuffle_seed is not None:
+                seed = derive("epoch order", self.shuffle_seed, self.epoch, name)
+                order = torch.randperm(n_trials, generator=torch.Generator().manual_seed(seed))
+            parts[name] = order.tensor_split(len(self))
+        for step in range(len(self)):
+            yield {
+                name: {key: value[part[step].to(value.device)] for key, value in self.sessions[name].items()}
+                for name, part in parts.items()
+                if len(part[step])
+            }
+
+
+def amount(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Valid bins in a batch; where values are missing, in shares of a bin's neurons."""
+    return tensors["weight"].mean(2).sum()

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ctdb.datasets import SPLITS, SpikeDataset, Split
+from ctdb.datasets import SPLITS, MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError
 from ctdb.files import lock, write_hdf5
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
-from ctdb.training.batches import Batches
+from ctdb.training.batches import Batches, SessionBatches
 from ctdb.training.loop import TrainingResult, discard_checkpoint, train
 
 OUTPUT_FORMAT = "ctdb-output-1"
@@ -34,7 +35,7 @@ class Fittable(Protocol):
         """Write weights and spec."""
 
 
-def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | str) -> TrainingResult:
+def fit(model: Any, dataset: SpikeDataset | MultiSession, spec: Mapping[str, Any], out: Path | str) -> TrainingResult:
     """Fit `model` to `dataset` and write the fit.
 
     The best epoch on `valid` is kept; every output is inferred from it in eval mode. A run that was killed goes on
@@ -74,19 +75,48 @@ def fit(model: Any, dataset: SpikeDataset, spec: Mapping[str, Any], out: Path | 
         training, seed = built_from.training, built_from.seed
     else:
         training, seed = TrainingSettings(**spec.get("training", {})), int(spec.get("seed", 0))
-    train_data = Batches(model.tensors(dataset["train"]), training.batch_size, derive("fit batches", seed))
-    valid_data = Batches(model.tensors(dataset["valid"]), training.batch_size)
+    train_data = _batches(model, dataset, "train", training.batch_size, derive("fit batches", seed))
+    valid_data = _batches(model, dataset, "valid", training.batch_size)
     with lock(out):
-        code, own = (type(model).__module__,), {key: value for key, value in spec.items() if key != "training"}
+        code = (type(model).__module__, *(built_from.modules() if built_from is not None else ()))
+        own = {key: value for key, value in spec.items() if key != "training"}
         result = train(model, train_data, valid_data, training, seed, out, code, own)
+        if hasattr(model, "finish"):
+            model.finish(dataset)
         model.save(out, **result.facts())
-        inferred = {
-            f"{split}_{name}": value.numpy()
-            for split in SPLITS
-            if split in dataset.splits
-            for name, value in model.infer(dataset[split]).items()
+        inferred = infer_splits(model, dataset)
+        names = getattr(model, "aliases", {})
+        aliases = {
+            key.removesuffix(name) + alias: key
+            for key in inferred
+            for alias, name in names.items()
+            if key.endswith((f"train_{name}", f"valid_{name}", f"test_{name}"))
         }
-        write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT, "status": result.facts()["status"]})
+        write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT, "status": result.facts()["status"]}, aliases)
         discard_checkpoint(out)
     result.raise_if_diverged()
     return result
+
+
+def infer_splits(model: Any, dataset: SpikeDataset | MultiSession) -> dict[str, np.ndarray]:
+    """What a model infers of every split: ``{split}_{name}``, with ``{session}/`` before it where there are several."""
+    inferred = {}
+    for name, session in dataset.sessions.items():
+        for split in SPLITS:
+            if split not in session.splits:
+                continue
+            where = (session[split],) if not name else (session[split], name)
+            found = model.infer(*where) | (model.ablated(*where) if hasattr(model, "ablated") else {})
+            prefix = f"{name}/" if name else ""
+            inferred |= {f"{prefix}{split}_{key}": value.numpy() for key, value in found.items()}
+    return inferred
+
+
+def _batches(
+    model: Any, dataset: SpikeDataset | MultiSession, split: str, batch_size: int, shuffle_seed: int | None = None
+) -> Batches | SessionBatches:
+    tensors = getattr(model, "fit_tensors", model.tensors)
+    if isinstance(dataset, MultiSession):
+        sessions = {name: tensors(session[split], name) for name, session in dataset.sessions.items()}
+        return SessionBatches(sessions, batch_size, shuffle_seed)
+    return Batches(tensors(dataset[split]), batch_size, shuffle_seed)

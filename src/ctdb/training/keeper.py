@@ -16,7 +16,10 @@ from ctdb.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20
 """Time between checkpoints, unless ``CTDB_CHECKPOINT_SECONDS`` in the environment says otherwise."""
-COLUMNS = ("epoch", "train_loss", "valid_loss", "learning_rate")
+COLUMNS = ("epoch", "train_loss", "valid_loss", "learning_rate", "gradient_norm")
+"""First columns of the history; the terms of the loss follow."""
+EXPLOSION = 1000.0
+"""Gradient norm, relative to the median over epochs, that is told as an explosion."""
 
 
 class Keeper(pl.Callback):
@@ -39,9 +42,10 @@ class Keeper(pl.Callback):
         self.checkpoint = out / "checkpoint" / "last.ckpt"
         self.history_file = out / "history.csv"
         self.settings, self.run, self.finished = settings, run, False
+        self.columns = list(COLUMNS)
         self.rows: list[list[float]] = []
         self.best_weights: dict[str, Tensor] | None = None
-        self.best_epoch, self.best_loss = -1, math.inf
+        self.best_epoch, self.best_loss, self.smoothed = -1, math.inf, math.nan
         self.diverged: str | None = None
         self.plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] | None = None
@@ -66,18 +70,24 @@ class Keeper(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the epoch; keep the best weights; stop where the loss is not finite."""
         epoch = trainer.current_epoch
-        train_loss, valid_loss = float(pl_module.train_loss), float(pl_module.valid_loss)
-        self.rows.append([epoch, train_loss, valid_loss, trainer.optimizers[0].param_groups[0]["lr"]])
+        means = {name: float(value) for name, value in pl_module.means.items()}
+        train_loss, valid_loss = means.pop("train_loss"), means.pop("valid_loss")
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.columns = [*COLUMNS, *means]
+        self.rows.append([epoch, train_loss, valid_loss, rate, float(pl_module.gradient_norm), *means.values()])
         if not (math.isfinite(train_loss) and math.isfinite(valid_loss)):
-            self._stop_diverged(trainer, pl_module, epoch, train_loss)
+            self._stop_diverged(trainer, pl_module)
             return
-        if valid_loss < self.best_loss:
-            self.best_epoch, self.best_loss = epoch, valid_loss
+        before = valid_loss if math.isnan(self.smoothed) else self.smoothed
+        self.smoothed = self.settings.smoothing * before + (1 - self.settings.smoothing) * valid_loss
+        if self.smoothed < self.best_loss and epoch >= self.settings.burn_in:
+            self.best_epoch, self.best_loss = epoch, self.smoothed
             self._keep_weights(pl_module.module)
         if self.plateau is not None:
-            self.plateau.step(valid_loss)
+            self.plateau.step(self.smoothed)
         # Lightning's EarlyStopping would count this epoch only after the checkpoint below is written.
-        if self.settings.patience is not None and epoch - self.best_epoch >= self.settings.patience:
+        since = epoch - max(self.best_epoch, self.settings.burn_in)
+        if self.settings.patience is not None and since >= self.settings.patience:
             trainer.should_stop = self.finished = True
         self._report(trainer)
         if time.monotonic() - self._last_write >= self._checkpoint_seconds:
@@ -109,23 +119,26 @@ class Keeper(pl.Callback):
         return {
             "run": self.run,
             "finished": self.finished,
+            "columns": self.columns,
             "rows": torch.tensor(self.rows, dtype=torch.float64),
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
             "best_loss": self.best_loss,
+            "smoothed": self.smoothed,
             "plateau": None if self.plateau is None else self.plateau.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """State from the checkpoint."""
-        self.rows = state_dict["rows"].tolist()
+        self.columns, self.rows = state_dict["columns"], state_dict["rows"].tolist()
         self.best_weights = state_dict["best_weights"]
         self.best_epoch, self.best_loss = state_dict["best_epoch"], state_dict["best_loss"]
+        self.smoothed = state_dict["smoothed"]
         self._plateau_state = state_dict["plateau"]
 
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.DataFrame(self.rows, columns=list(COLUMNS)).astype({"epoch": int})
+        return pd.DataFrame(self.rows, columns=self.columns).astype({"epoch": int})
 
     def write_history(self) -> None:
         """Write `history.csv`."""
@@ -134,23 +147,40 @@ class Keeper(pl.Callback):
     def _keep_weights(self, module: nn.Module) -> None:
         self.best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
-    def _stop_diverged(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, train_loss: float) -> None:
-        step = float(pl_module.first_bad_step)
-        if math.isfinite(step):
-            where = f"training step {step:.0f} (epoch {epoch})"
+    def _stop_diverged(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row = dict(zip(self.columns, self.rows[-1], strict=True))
+        epoch, step, of_gradient = row["epoch"], float(pl_module.first_bad_step), float(pl_module.first_bad_gradient)
+        bad_terms = [name for name in self.columns[len(COLUMNS) :] if not math.isfinite(row[name])]
+        if of_gradient < step:
+            what, where = "gradient", f"training step {of_gradient:.0f} (epoch {epoch})"
+            value = "NaN or infinite, and then the loss"
         else:
-            where = f"the validation of epoch {epoch}, after training step {trainer.global_step - 1}"
+            what, where = "loss", f"training step {step:.0f} (epoch {epoch})"
+            if not math.isfinite(step):
+                where = f"the validation of epoch {epoch}, after training step {trainer.global_step - 1}"
+            value = "NaN" if math.isnan(row["train_loss"]) or math.isnan(row["valid_loss"]) else "infinite"
+            if bad_terms:
+                value += f" (in {', '.join(bad_terms)})"
         kept = f"the weights of epoch {self.best_epoch}" if self.best_epoch >= 0 else "the initial weights"
-        value = "NaN" if math.isnan(train_loss) or math.isnan(float(pl_module.valid_loss)) else "infinite"
         self.diverged = (
-            f"the loss became {value} in {where}; {kept} are kept. "
+            f"the {what} became {value} in {where}; {kept} are kept. "
             "A lower learning_rate or a lower gradient_clip usually cures it"
         )
         trainer.should_stop = True
 
+    def warnings(self) -> list[str]:
+        """Gradients that exploded and were caught by clipping."""
+        norms = self.history()["gradient_norm"]
+        if self.diverged is not None or not norms.max() > EXPLOSION * norms.median() > 0:
+            return []
+        return [
+            f"the gradient exploded in epoch {norms.argmax()}: its norm was {norms.max():.3g}, the median of all "
+            f"epochs is {norms.median():.3g}. A lower learning_rate or a lower gradient_clip usually cures it"
+        ]
+
     def _report(self, trainer: pl.Trainer) -> None:
         """Print a line now and then, so that a log file shows progress without a terminal."""
-        epoch, train_loss, valid_loss, rate = self.rows[-1]
+        epoch, train_loss, valid_loss, rate = self.rows[-1][:4]
         last = epoch + 1 == self.settings.max_epochs or trainer.should_stop
         if last or epoch == 0 or time.monotonic() - self._last_line >= 5:
             self._last_line = time.monotonic()

@@ -27,7 +27,7 @@ from ctdb.errors import TrainingDivergedError
 from ctdb.provenance import fingerprint
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
-from ctdb.training.batches import Batches
+from ctdb.training.batches import Batches, SessionBatches
 from ctdb.training.keeper import Keeper
 
 
@@ -45,16 +45,20 @@ class TrainingResult:
     Attributes
     ----------
     history
-        One row per epoch: epoch, train_loss, valid_loss, learning_rate.
+        One row per epoch: epoch, train_loss, valid_loss, learning_rate, gradient_norm (the largest, before it was
+        clipped), and ``train_{term}``, ``valid_{term}`` of the loss's terms.
     best_epoch
         Epoch with the lowest valid loss, whose weights the module has; -1 if no epoch had a finite one.
     diverged
         Where the loss became NaN or infinite, in words, or None.
+    warnings
+        What went wrong without ending the run, and what usually cures it.
     """
 
     history: pd.DataFrame
     best_epoch: int
     diverged: str | None
+    warnings: list[str]
 
     def facts(self) -> dict[str, Any]:
         """What a spec records of the training."""
@@ -62,6 +66,7 @@ class TrainingResult:
         return {
             "status": "ok" if self.diverged is None else "diverged",
             "reason": self.diverged or "",
+            "warnings": self.warnings,
             "n_epochs": len(self.history),
             "best_epoch": self.best_epoch,
             "best_valid_loss": float(best.iloc[0]) if len(best) else None,
@@ -75,8 +80,8 @@ class TrainingResult:
 
 def train(
     module: nn.Module,
-    train_data: Batches,
-    valid_data: Batches,
+    train_data: Batches | SessionBatches,
+    valid_data: Batches | SessionBatches,
     settings: TrainingSettings,
     seed: int,
     out: Path,
@@ -120,7 +125,18 @@ def train(
     module.load_state_dict(keeper.best_weights)
     module.cpu().eval()
     keeper.write_history()
-    return TrainingResult(keeper.history(), keeper.best_epoch, keeper.diverged)
+    warnings_found = keeper.warnings() + _warnings_of(module, keeper)
+    for line in warnings_found:
+        print(f"warning: {line}")
+    return TrainingResult(keeper.history(), keeper.best_epoch, keeper.diverged, warnings_found)
+
+
+def _warnings_of(module: nn.Module, keeper: Keeper) -> list[str]:
+    """What the module says of the terms of its best epoch."""
+    if keeper.best_epoch < 0 or not hasattr(module, "warnings"):
+        return []
+    row = keeper.history().set_index("epoch").loc[keeper.best_epoch]
+    return module.warnings(row.to_dict())
 
 
 def discard_checkpoint(out: Path | str) -> None:
@@ -130,8 +146,8 @@ def discard_checkpoint(out: Path | str) -> None:
 
 def _run_epochs(
     module: nn.Module,
-    train_data: Batches,
-    valid_data: Batches,
+    train_data: Batches | SessionBatches,
+    valid_data: Batches | SessionBatches,
     settings: TrainingSettings,
     seed: int,
     keeper: Keeper,
@@ -145,7 +161,6 @@ def _run_epochs(
             accelerator="auto",
             devices=1,
             max_epochs=settings.max_epochs,
-            gradient_clip_val=settings.gradient_clip,
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,
@@ -167,8 +182,8 @@ def _run_epochs(
 
 def _identity(
     module: nn.Module,
-    train_data: Batches,
-    valid_data: Batches,
+    train_data: Batches | SessionBatches,
+    valid_data: Batches | SessionBatches,
     settings: TrainingSettings,
     seed: int,
     code: Sequence[str],
@@ -206,35 +221,58 @@ class _LightningModule(pl.LightningModule):
     def __init__(self, module: nn.Module, settings: TrainingSettings, seed: int):
         super().__init__()
         self.module, self.settings, self.seed = module, settings, seed
-        self.train_loss, self.valid_loss, self.first_bad_step = torch.zeros(3)
+        self.means: dict[str, Tensor] = {}
+        self.gradient_norm, self.first_bad_step, self.first_bad_gradient = torch.zeros(3)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
+        return kind(
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            eps=self.settings.epsilon,
         )
 
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
         seed = derive("training noise", self.seed, self.current_epoch)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.train_loss = torch.zeros((), device=self.device)
-        self.first_bad_step = torch.full((), math.inf, device=self.device)
+        if hasattr(self.module, "start_epoch"):
+            self.module.start_epoch(self.current_epoch)
+        self.means = {}
+        self.gradient_norm = torch.zeros((), device=self.device)
+        self.first_bad_step, self.first_bad_gradient = torch.full((2,), math.inf, device=self.device)
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        loss = self.module.loss(batch, self.generator)
-        detached = loss.detach()
-        self.train_loss = self.train_loss + detached * self.trainer.train_dataloader.share(batch)
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        loss = self._measured("train", batch, self.trainer.train_dataloader)
         # Kept on the device and read once per epoch: asking here would make a GPU wait in every step.
         step = self.first_bad_step.clamp(max=self.global_step)
-        self.first_bad_step = torch.where(detached.isfinite(), self.first_bad_step, step)
+        self.first_bad_step = torch.where(loss.detach().isfinite(), self.first_bad_step, step)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self.valid_loss = torch.zeros((), device=self.device)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.gradient_norm = torch.maximum(self.gradient_norm, norm)
+        step = self.first_bad_gradient.clamp(max=self.global_step)
+        self.first_bad_gradient = torch.where(norm.isfinite(), self.first_bad_gradient, step)
+        if self.settings.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.settings.gradient_clip, norm)
 
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        loss = self.module.loss(batch, self.generator)
-        self.valid_loss = self.valid_loss + loss * self.trainer.val_dataloaders.share(batch)
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        self._measured("valid", batch, self.trainer.val_dataloaders)
+
+    def _measured(self, phase: str, batch: dict[str, Any], data: Batches | SessionBatches) -> Tensor:
+        """Loss of a batch, which is added to the epoch's means together with its terms."""
+        if hasattr(self.module, "loss_and_terms"):
+            loss, terms = self.module.loss_and_terms(batch, self.generator)
+        else:
+            loss, terms = self.module.loss(batch, self.generator), {}
+        share = data.share(batch)
+        for name, value in {"loss": loss, **terms}.items():
+            key = f"{phase}_{name}"
+            self.means[key] = self.means.get(key, 0.0) + value.detach() * share
+        return loss
 
 
 @contextlib.contextmanager
