@@ -18,22 +18,21 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ctdb.datasets.user_file import FileSettings
+from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError, WriteError, nearest
 from ctdb.figures import FIGURES
 from ctdb.files import write_text
 from ctdb.metrics.case import METRICS
 from ctdb.models import MODELS
+from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
 from ctdb.provenance import fingerprint
 from ctdb.registry import Registry
 from ctdb.settings import NonEmpty, Seed, Settings
-from ctdb.simulation import SimulationSettings
 from ctdb.tasks import TASKS
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 SWEEP_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
-DATASET_KINDS: dict[str, type[Settings]] = {"simulated": SimulationSettings, "file": FileSettings}
 DEFAULT_DATA = "../shared/data"
 """Stands for ``$CTDB_DATA`` in a path where the environment does not set it."""
 
@@ -97,7 +96,7 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not text in UTF-8; save it as UTF-8") from None
     if cache is None:
         return _Checker(path, text).plan()
-    registries = (TASKS, NETWORKS, MODELS, METRICS, FIGURES)
+    registries = (TASKS, NETWORKS, DATASETS, MODELS, OBSERVATIONS, METRICS, FIGURES)
     code = fingerprint(__file__, *(module for registry in registries for module in registry.modules.values()))
     remembered = Path(cache) / f"plan-{hashlib.sha256(f'{code} {text}'.encode()).hexdigest()[:16]}.json"
     if remembered.exists():
@@ -161,6 +160,7 @@ class _Checker:
         registries = {
             "tasks": TASKS,
             "networks": NETWORKS,
+            "datasets": DATASETS,
             "models": MODELS,
             "figures": FIGURES,
             "metrics": METRICS,
@@ -197,7 +197,8 @@ class _Checker:
 
     def _fields(self, figure: str, settings: Mapping[str, Any], datasets: Mapping[str, Any]) -> None:
         """Refuse a figure of fields that a mapped file is said not to have."""
-        keys = datasets.get(settings.get("dataset"), {}).get("keys")
+        chosen = datasets.get(settings.get("dataset"), {"settings": {}})["settings"]
+        keys = chosen.get("keys") if chosen.get("kind") == "file" else None
         for field in FIGURES[settings["kind"]].fields:
             if keys is not None and keys[field] is None:
                 self.problems.append(
@@ -219,16 +220,32 @@ class _Checker:
         return checked
 
     def _datasets(self, layout: Layout) -> dict[str, Any]:
+        """Datasets: their `settings`, their `sources`, and whether their absence is excused (`optional`)."""
         checked = {}
-        for name, entry in layout.datasets.items():
-            where = f"datasets.{name}"
-            if self._good_name(name, where) and self._known("kind", entry.get("kind"), DATASET_KINDS, f"{where}.kind"):
-                settings = self._validate(DATASET_KINDS[entry["kind"]], entry, where)
-                if settings is not None:
-                    checked[name] = settings.model_dump()
-                if isinstance(settings, SimulationSettings):
-                    self._known("network", settings.network, layout.networks, f"{where}.network")
+        for name, settings in self._kinds("datasets", layout.datasets, DATASETS).items():
+            kind = DATASETS[settings["kind"]]
+            sources = kind.sources(kind.Settings(**settings))
+            checked[name] = {"settings": settings, "sources": [list(source) for source in sources]}
+            for what, *names in sources:
+                where = f"datasets.{name}"
+                if what == "activity":
+                    self._known("network", names[0], layout.networks, f"{where}.network")
+                elif what == "dataset" and self._known("dataset", names[0], layout.datasets, f"{where}.dataset"):
+                    self._not_circular(name, layout.datasets)
         return checked
+
+    def _not_circular(self, name: str, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Refuse a dataset that is made from itself, at whatever remove."""
+        seen, waiting = set(), [name]
+        while waiting:
+            entry = entries.get(waiting.pop(), {})
+            for source in (entry.get("dataset"), *(entry.get("datasets") or [])):
+                if source == name:
+                    self.problems.append(f"datasets.{name}: is made from itself; break the circle")
+                    return
+                if isinstance(source, str) and source not in seen:
+                    seen.add(source)
+                    waiting.append(source)
 
     def _fits(self, layout: Layout, models: Mapping[str, Any]) -> list[dict[str, Any]]:
         fits: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -245,8 +262,11 @@ class _Checker:
                 spec = self._swept(models[model], point, f"{where}.sweep")
                 if spec is None:
                     continue
+                modules = MODELS[spec["kind"]].Settings(**spec).modules()
                 label = model + _label(point)
                 settings_of = json.dumps([model, spec], sort_keys=True)
+                for dataset in entry.datasets:
+                    self._takes_sessions(dataset, spec, layout, where)
                 for dataset, seed in itertools.product(entry.datasets, entry.seeds):
                     same = (dataset, settings_of, seed)
                     if same in places:
@@ -263,8 +283,44 @@ class _Checker:
                         "kind": spec["kind"],
                         "sweep": json.dumps(point, sort_keys=True),
                         "spec": spec | {"seed": seed},
+                        "modules": [MODELS.module(spec["kind"]), *modules],
                     }
+        for fit in fits.values():
+            if (initial := fit["spec"].get("initial_fit")) is not None:
+                self._initial(fit, initial, fits)
         return list(fits.values())
+
+    def _initial(self, fit: Mapping[str, Any], initial: Mapping[str, Any], fits: Mapping[tuple, Any]) -> None:
+        """Refuse to begin with a fit that the plan does not make, or with itself."""
+        key = (initial["dataset"], initial["model"], initial["seed"])
+        where = f"models.{fit['model']}.initial_fit"
+        seen = {(fit["dataset"], fit["model"], fit["seed"])}
+        while key not in seen and key in fits:
+            seen.add(key)
+            following = fits[key]["spec"].get("initial_fit")
+            if following is None:
+                return
+            key = (following["dataset"], following["model"], following["seed"])
+        if key in seen:
+            self.problems.append(f"{where}: begins with itself; break the circle")
+        else:
+            made = ", ".join(f"{dataset}/{model}/seed{seed}" for dataset, model, seed in fits)
+            self.problems.append(f"{where}: no fit {key[0]}/{key[1]}/seed{key[2]} is made; there are: {made}")
+
+    def _takes_sessions(self, dataset: str, spec: Mapping[str, Any], layout: Layout, where: str) -> None:
+        """Refuse several sessions for a model of one."""
+        if layout.datasets[dataset].get("kind") != "sessions":
+            return
+        if not MODELS[spec["kind"]].takes_sessions:
+            self.problems.append(
+                f"{where}: {dataset!r} holds several sessions, but a model of kind {spec['kind']!r} takes one; "
+                "fit its sessions one by one, or choose `lfads` or `band`"
+            )
+        elif spec.get("readin", {}).get("kind") == "identity":
+            self.problems.append(
+                f"{where}: {dataset!r} holds several sessions, each with its own neurons; set `readin: {{kind: "
+                "linear}}` (or `pcr`) in the model"
+            )
 
     def _points(self, entry: FitsEntry, where: str) -> Iterator[dict[str, Any]]:
         """Points of the grid that a sweep spans; one empty point without a sweep."""
@@ -302,7 +358,9 @@ class _Checker:
         """Refuse a held-out score of a dataset that says itself that it holds out no neuron."""
         asked = [metric for metric in metrics or [] if metric == "bits_per_spike_heldout"]
         for name in dict.fromkeys(fit["dataset"] for fit in fits):
-            settings = datasets[name]
+            settings = datasets[name]["settings"]
+            if settings["kind"] not in ("simulated", "file"):
+                continue
             mapped = settings["kind"] == "file" and (settings["keys"] or {"encod_data": True})["encod_data"]
             if asked and settings["n_heldout"] == 0 and not mapped:
                 self.problems.append(

@@ -11,7 +11,8 @@ name the one module it depends on, without paying for torch and without one kind
 
 import ast
 import importlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,10 +31,12 @@ class Registry:
     package
         Dotted name of the package whose modules define kinds, for example ``ctdb.models``. Installed packages add
         theirs through the entry-point group of that name.
+    also
+        Dotted names of modules elsewhere that define kinds too.
     """
 
-    def __init__(self, package: str):
-        self.package = package
+    def __init__(self, package: str, also: Sequence[str] = ()):
+        self.package, self._also = package, also
         self._defined: dict[str, object] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -59,6 +62,9 @@ class Registry:
         for file in sorted(Path(package.__path__[0]).glob("*.py")):
             for name in _registered_names(file):
                 self._claim(found, name, f"{self.package}.{file.stem}")
+        for module in self._also:
+            for name in _registered_names(Path(importlib.util.find_spec(module).origin)):
+                self._claim(found, name, module)
         for point in entry_points(group=self.package):
             if found.get(point.name) != point.module:
                 self._claim(found, point.name, point.module)

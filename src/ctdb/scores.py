@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ctdb.datasets import SPLITS, SpikeDataset
+from ctdb.datasets import SPLITS, MultiSession, SpikeDataset
 from ctdb.errors import MetricError
 from ctdb.files import read_hdf5, read_yaml
 from ctdb.metrics import METRICS, Case, NotApplicableError
+from ctdb.metrics.behavior import decode, known_behavior
 from ctdb.seeds import numpy_generator
 
 COLUMNS = {
     "dataset": "string",
+    "session": "string",
     "model": "string",
     "kind": "string",
     "sweep": "string",
@@ -29,13 +31,14 @@ COLUMNS = {
     "status": "string",
     "reason": "string",
 }
-"""Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials; `sweep` is a JSON mapping."""
+"""Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials; `sweep` is a JSON mapping;
+`session` is empty for a dataset of one."""
 
-FLOOR, CEILING = "floor_mean_rate", "ceiling_true_rates"
+FLOOR, CEILING, BASELINE = "floor_mean_rate", "ceiling_true_rates", "baseline_ridge_on_spikes"
 
 
 def score_fit(
-    dataset: SpikeDataset, fit: Path | str, metrics: Sequence[str] | None, labels: Mapping[str, Any]
+    dataset: SpikeDataset | MultiSession, fit: Path | str, metrics: Sequence[str] | None, labels: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Score a fit on the splits that its training did not use.
 
@@ -61,48 +64,70 @@ def score_fit(
     """
     spec = read_yaml(Path(fit) / "spec.yaml")
     arrays, _ = read_hdf5(Path(fit) / "output.h5")
-    outputs = {
-        split: {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
-        for split in dataset.splits
-    }
     failure = None if spec["status"] == "ok" else {"status": spec["status"], "reason": spec["reason"]}
-    return _rows(dataset, outputs, metrics, {"role": "fit", **labels}, failure)
+    tables = []
+    for name, session in dataset.sessions.items():
+        prefixes = {split: f"{name}/{split}_".lstrip("/") for split in session.splits}
+        outputs = {
+            split: {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+            for split, prefix in prefixes.items()
+        }
+        own = {"role": "fit", "session": name, **labels}
+        tables.append(_rows(session, outputs, metrics, own, failure))
+    return pd.concat(tables, ignore_index=True)
 
 
-def score_anchors(dataset: SpikeDataset, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
+def score_anchors(dataset: SpikeDataset | MultiSession, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
     """Score what no fit should fall below, each neuron's mean train rate, and what none can pass, the true rates.
+
+    Where there is behaviour, a ridge regression from the spikes themselves is a baseline for what a model decodes.
 
     The mean is over the bins that a model sees, as is the null model of bits per spike, so that the floor scores 0
     there. Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
     dataset knows the true rates.
     """
-    outputs = {FLOOR: {}, CEILING: {}}
-    train = dataset["train"]
-    seen = train.recon_data[:, : dataset.n_bins]
-    valid = np.ones(seen.shape[:2], bool)
-    if train.n_bins is not None:
-        valid = np.arange(valid.shape[1]) < train.n_bins[:, None]
-    mean = seen[valid].mean(0, dtype=np.float64)
-    for split, trials in dataset.splits.items():
-        outputs[FLOOR][split] = {"rates": np.broadcast_to(mean, trials.recon_data.shape)}
-        if trials.truth is not None:
-            outputs[CEILING][split] = {"rates": trials.truth}
-            if trials.latents is not None:
-                outputs[CEILING][split]["latents"] = trials.latents
     labels = {"dataset": name, "kind": "anchor", "sweep": "{}", "seed": pd.NA}
-    tables = [
-        _rows(dataset, outputs[anchor], metrics, labels | {"model": anchor, "role": role})
-        for anchor, role in ((FLOOR, "floor"), (CEILING, "ceiling"))
-        if outputs[anchor]
-    ]
+    tables = []
+    for session_name, session in dataset.sessions.items():
+        for anchor, role, outputs in _anchors(session):
+            own = labels | {"session": session_name, "model": anchor, "role": role}
+            tables.append(_rows(session, outputs, metrics, own))
     return pd.concat(tables, ignore_index=True)
+
+
+def _anchors(dataset: SpikeDataset) -> list[tuple[str, str, dict[str, dict[str, np.ndarray]]]]:
+    """Anchor, role, and what it predicts of each split."""
+    train = dataset["train"]
+    observed = train.observed()[:, : dataset.n_bins]
+    seen = np.where(observed, train.recon_data[:, : dataset.n_bins], 0)
+    mean = seen.sum((0, 1), dtype=np.float64) / np.maximum(observed.sum((0, 1)), 1)
+    floor, ceiling = {}, {}
+    for split, trials in dataset.splits.items():
+        floor[split] = {"rates": np.broadcast_to(mean, trials.recon_data.shape)}
+        if trials.truth is not None:
+            ceiling[split] = {"rates": trials.truth}
+            if trials.latents is not None:
+                ceiling[split]["latents"] = trials.latents
+    anchors = [(FLOOR, "floor", floor)]
+    if ceiling:
+        anchors.append((CEILING, "ceiling", ceiling))
+    if dataset.n_behaviors:
+        anchors.append((BASELINE, "baseline", _decoded_from_spikes(dataset)))
+    return anchors
+
+
+def _decoded_from_spikes(dataset: SpikeDataset) -> dict[str, dict[str, np.ndarray]]:
+    """Behaviour by ridge regression from the held-in spikes of all bins: what needs no model of dynamics."""
+    spikes = {split: np.nan_to_num(trials.encod_data) for split, trials in dataset.splits.items()}
+    behavior = {split: known_behavior(Case(dataset, {}, split), split) for split in dataset.splits}
+    return {split: {"behavior": value} for split, value in decode(spikes, behavior, "sequence").items()}
 
 
 def gather(tables: Iterable[Path | str]) -> pd.DataFrame:
     """Join the tables of fits and anchors, in a fixed order."""
     parts = [pd.read_csv(table, dtype=COLUMNS, keep_default_na=False, na_values=[""]) for table in tables]
-    whole = pd.concat(parts, ignore_index=True).fillna({"reason": "", "sweep": "{}"})
-    return whole.sort_values(["dataset", "role", "model", "seed", "split", "metric"], ignore_index=True)
+    whole = pd.concat(parts, ignore_index=True).fillna({"reason": "", "sweep": "{}", "session": ""})
+    return whole.sort_values(["dataset", "session", "role", "model", "seed", "split", "metric"], ignore_index=True)
 
 
 def _rows(

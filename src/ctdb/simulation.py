@@ -18,7 +18,7 @@ Repairs
 - Units without variance cannot be standardised; they get no neuron.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,17 +27,18 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 
 from ctdb.datasets import SPLITS, SpikeDataset, Split
+from ctdb.datasets.kind import DATASETS, DatasetKind, DatasetSettings, Source
 from ctdb.errors import DatasetError
 from ctdb.files import read_hdf5
 from ctdb.seeds import numpy_generator
-from ctdb.settings import Count, Positive, Seed, Settings
+from ctdb.settings import Count, Positive, Seed
 
 SIGMOID_MAXIMUM = 2.0
 HIGHEST_RATE = 1e6
 """Spikes per bin that no neuron has: counts beyond it have no exact float32."""
 
 
-class SimulationSettings(Settings):
+class SimulationSettings(DatasetSettings):
     """Settings of a dataset of kind `simulated`."""
 
     kind: Literal["simulated"]
@@ -58,6 +59,23 @@ class SimulationSettings(Settings):
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("valid_fraction and test_fraction must leave trials for train: their sum must be below 1")
         return self
+
+
+@DATASETS.register("simulated")
+class Simulated(DatasetKind):
+    """Spikes of a task-trained network."""
+
+    Settings = SimulationSettings
+
+    @staticmethod
+    def sources(settings: SimulationSettings) -> list[Source]:
+        """The network's activity."""
+        return [("activity", settings.network, settings.network_seed)]
+
+    @staticmethod
+    def prepare(settings: SimulationSettings, files: Sequence[Path | str]) -> SpikeDataset:
+        """As :func:`simulate`."""
+        return simulate(files[0], settings)
 
 
 def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset:

@@ -110,27 +110,50 @@ def _absent_files(checked: Mapping[str, Any], path: Path | str) -> list[str]:
     """Optional datasets whose file is not there; raises ConfigError if one is needed."""
     absent = []
     for name, settings in checked["datasets"].items():
-        if settings["kind"] != "file" or (file := config.data_path(settings["path"])).is_file():
+        files = [config.data_path(path) for what, path, *_ in settings["sources"] if what == "file"]
+        file = next((file for file in files if not file.is_file()), None)
+        if file is None:
             continue
-        if not settings["optional"]:
+        if not settings["settings"].get("optional"):
             raise ConfigError(
                 f"{path}: datasets.{name}.path: there is no file {file}; correct the path, or set `optional: true` "
                 "to go on without it"
             )
         print(f"dataset {name!r} is left out: there is no file {file} (set CTDB_DATA to its folder)", file=sys.stderr)
         absent.append(name)
+    while more := [
+        name for name, value in checked["datasets"].items() if name not in absent and _made_from(value, absent)
+    ]:
+        absent += more
     return absent
 
 
+def _made_from(dataset: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return any(what == "dataset" and source in names for what, source, *_ in dataset["sources"])
+
+
 def _without(checked: dict[str, Any], absent: Sequence[str]) -> dict[str, Any]:
+    """Plan without some datasets, the fits to them or that begin with such a fit, and the figures of either."""
+    fits = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in checked["fits"] if fit["dataset"] not in absent}
+    while lost := [key for key, fit in fits.items() if (first := _initial_key(fit)) and first not in fits]:
+        for key in lost:
+            del fits[key]
+
     def is_drawn(figure: Mapping[str, Any]) -> bool:
-        named = {figure["settings"].get("dataset")} | {
-            need[1] for need in figure["needs"] if need[0] in {"dataset", "fit"}
-        }
-        return named.isdisjoint(absent)
+        if figure["settings"].get("dataset") in absent:
+            return False
+        return all(
+            tuple(names) in fits if what == "fit" else what != "dataset" or names[0] not in absent
+            for what, *names in figure["needs"]
+        )
 
     return checked | {
         "datasets": {name: value for name, value in checked["datasets"].items() if name not in absent},
-        "fits": [fit for fit in checked["fits"] if fit["dataset"] not in absent],
+        "fits": list(fits.values()),
         "figures": {name: value for name, value in checked["figures"].items() if is_drawn(value)},
     }
+
+
+def _initial_key(fit: Mapping[str, Any]) -> tuple[str, str, int] | None:
+    initial = fit["spec"].get("initial_fit")
+    return (initial["dataset"], initial["model"], initial["seed"]) if initial else None

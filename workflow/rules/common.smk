@@ -25,8 +25,6 @@ onsuccess:
 RESULTS = PLAN["results"]
 FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
 MODULES = PLAN["modules"]
-SIMULATED = [name for name, settings in PLAN["datasets"].items() if settings["kind"] == "simulated"]
-FROM_FILE = [name for name, settings in PLAN["datasets"].items() if settings["kind"] == "file"]
 
 
 wildcard_constraints:
@@ -78,18 +76,13 @@ def network_settings(wildcards):
 
 def dataset_settings(wildcards):
     """Settings of a dataset; where a file lies is an input and not a setting."""
-    settings = PLAN["datasets"][wildcards.dataset]
+    settings = PLAN["datasets"][wildcards.dataset]["settings"]
     return {key: value for key, value in settings.items() if key not in {"path", "optional"}}
 
 
 def fit_of(wildcards):
     """The fit that an output path belongs to."""
     return FITS[wildcards.dataset, wildcards.model, int(wildcards.seed)]
-
-
-def one_of(names):
-    """Pattern that matches these names only; nothing for none."""
-    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def network_file(network, seed, name):
@@ -101,7 +94,9 @@ def fit_file(dataset, model, seed, name):
 
 
 def needed_file(what, *names):
-    """File that stands for something a figure needs."""
+    """File that stands for something a figure or a dataset is made from."""
+    if what == "file":
+        return str(data_path(names[0]))
     if what == "activity":
         return network_file(*names, "activity.h5")
     if what == "dataset":
@@ -111,15 +106,23 @@ def needed_file(what, *names):
     return f"{RESULTS}/scores.parquet"
 
 
+def initial_fit(wildcards):
+    """Files of the fit that another one begins with; none for most."""
+    initial = fit_of(wildcards)["spec"]["initial_fit"]
+    names = ("weights.safetensors", "spec.yaml") if initial else ()
+    return [fit_file(initial["dataset"], initial["model"], initial["seed"], name) for name in names]
+
+
 DATASET_FILES = expand(f"{RESULTS}/datasets/{{dataset}}.h5", dataset=PLAN["datasets"])
 NETWORK_FILES = sorted(
     {
-        network_file(settings["network"], settings["network_seed"], "activity.h5")
-        for settings in PLAN["datasets"].values()
-        if settings["kind"] == "simulated"
+        needed_file(*source)
+        for dataset in PLAN["datasets"].values()
+        for source in dataset["sources"]
+        if source[0] == "activity"
     }
 )
 FIT_FILES = [
     fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
-]
+] + [fit_file(*fit, "continuous.h5") for fit in FITS if PLAN["datasets"][fit[0]]["settings"]["kind"] == "continuous"]
 FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])

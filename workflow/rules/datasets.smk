@@ -1,40 +1,20 @@
-# Datasets: spikes simulated from a network's activity, or a user's own file.
+# Datasets: spikes simulated from a network's activity, generated, or prepared from a file or from other datasets.
 
 
-rule simulate_dataset:
+rule dataset:
     input:
-        lambda wildcards: network_file(
-            dataset_settings(wildcards)["network"], dataset_settings(wildcards)["network_seed"], "activity.h5"
-        ),
+        lambda wildcards: [needed_file(*source) for source in PLAN["datasets"][wildcards.dataset]["sources"]],
     output:
         f"{RESULTS}/datasets/{{dataset}}.h5",
     log:
         f"{RESULTS}/logs/datasets/{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/datasets/{{dataset}}.tsv"
-    wildcard_constraints:
-        dataset=one_of(SIMULATED),
     priority: 1
     params:
         settings=dataset_settings,
-        code=code("simulate_dataset.py"),
+        code=lambda wildcards: code(
+            "dataset.py", MODULES["datasets"][PLAN["datasets"][wildcards.dataset]["settings"]["kind"]]
+        ),
     script:
-        "../scripts/simulate_dataset.py"
-
-
-rule prepare_file:
-    input:
-        lambda wildcards: str(data_path(PLAN["datasets"][wildcards.dataset]["path"])),
-    output:
-        f"{RESULTS}/datasets/{{dataset}}.h5",
-    log:
-        f"{RESULTS}/logs/datasets/{{dataset}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/datasets/{{dataset}}.tsv"
-    wildcard_constraints:
-        dataset=one_of(FROM_FILE),
-    params:
-        settings=dataset_settings,
-        code=code("prepare_file.py"),
-    script:
-        "../scripts/prepare_file.py"
+        "../scripts/dataset.py"

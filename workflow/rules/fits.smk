@@ -1,9 +1,10 @@
-# One model fitted to one dataset with one seed.
+# One model fitted to one dataset with one seed, and merged where the dataset is windows of a recording.
 
 
 rule fit:
     input:
-        f"{RESULTS}/datasets/{{dataset}}.h5",
+        dataset=f"{RESULTS}/datasets/{{dataset}}.h5",
+        initial=initial_fit,
     output:
         weights=f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/weights.safetensors",
         spec=f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/spec.yaml",
@@ -15,6 +16,22 @@ rule fit:
         f"{RESULTS}/benchmarks/fits/{{dataset}}/{{model}}/seed{{seed}}.tsv"
     params:
         spec=lambda wildcards: fit_of(wildcards)["spec"],
-        code=lambda wildcards: code("fit.py", MODULES["models"][fit_of(wildcards)["kind"]]),
+        code=lambda wildcards: code("fit.py", *fit_of(wildcards)["modules"]),
     script:
         "../scripts/fit.py"
+
+
+rule merge:
+    input:
+        dataset=f"{RESULTS}/datasets/{{dataset}}.h5",
+        inferred=f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/output.h5",
+    output:
+        f"{RESULTS}/fits/{{dataset}}/{{model}}/seed{{seed}}/continuous.h5",
+    log:
+        f"{RESULTS}/logs/fits/{{dataset}}/{{model}}/seed{{seed}}.merge.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fits/{{dataset}}/{{model}}/seed{{seed}}.merge.tsv"
+    params:
+        code=code("merge.py"),
+    script:
+        "../scripts/merge.py"

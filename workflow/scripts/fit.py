@@ -11,8 +11,9 @@ with job(snakemake.log[0], snakemake.threads):
     from ctdb.models.base import build
     from ctdb.training.fitting import fit
 
-    dataset, spec = datasets.read(snakemake.input[0]), snakemake.params.spec
+    dataset, spec = datasets.read(snakemake.input.dataset), snakemake.params.spec
+    initial = Path(snakemake.input.initial[0]).parent if snakemake.input.initial else None
     try:
-        fit(build(spec, dataset), dataset, spec, out=Path(snakemake.output.spec).parent)
+        fit(build(spec, dataset, initial), dataset, spec, out=Path(snakemake.output.spec).parent)
     except TrainingDivergedError as error:
         print(f"diverged: {error}", file=sys.stderr)

@@ -2,14 +2,15 @@
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import read, write
-from ctdb.datasets.sessions import MultiSession, SessionsSettings, check_sessions
+from ctdb.datasets.kind import DATASETS
+from ctdb.datasets.multi_session import MultiSession, check_sessions
 from ctdb.datasets.user_file import FileSettings, prepare_file
 
 __all__ = [
+    "DATASETS",
     "SPLITS",
     "FileSettings",
     "MultiSession",
-    "SessionsSettings",
     "SpikeDataset",
     "Split",
     "check",

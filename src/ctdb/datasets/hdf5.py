@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ctdb.datasets.dataset import FIELDS, PER_TRIAL, REQUIRED, SPLITS, SpikeDataset, Split, check
-from ctdb.datasets.sessions import MultiSession, check_sessions
+from ctdb.datasets.multi_session import MultiSession, check_sessions
 from ctdb.errors import DatasetError, nearest
 from ctdb.files import read_hdf5, write_hdf5
 

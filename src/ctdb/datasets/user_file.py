@@ -1,7 +1,7 @@
 """A user's own HDF5 file as a dataset: map its keys, hold neurons out, and carve a test split where it has none."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import as_split, missing_key, open_arrays, read
+from ctdb.datasets.kind import DATASETS, DatasetKind, FileBased, Source
+from ctdb.datasets.multi_session import MultiSession
 from ctdb.errors import DatasetError
 from ctdb.seeds import numpy_generator
 from ctdb.settings import Fraction, Positive, Seed, Settings
@@ -54,12 +56,10 @@ class SplitNames(Settings):
         return self
 
 
-class FileSettings(Settings):
+class FileSettings(FileBased):
     """Settings of a dataset of kind `file`."""
 
     kind: Literal["file"]
-    path: str
-    optional: bool = False
     keys: KeyMap | None = None
     splits: SplitNames = SplitNames()
     bin_s: Positive | None = None
@@ -67,7 +67,26 @@ class FileSettings(Settings):
     n_heldout: int = Field(0, ge=0)
     test: Literal["carve", "valid"] = "carve"
     test_fraction: Fraction = 0.2
+    missing_spikes: bool = False
+    signal: Literal["spikes", "continuous"] = "spikes"
     seed: Seed = 0
+
+
+@DATASETS.register("file")
+class UserFile(DatasetKind):
+    """A user's HDF5 file."""
+
+    Settings = FileSettings
+
+    @staticmethod
+    def sources(settings: FileSettings) -> list[Source]:
+        """The file."""
+        return [("file", settings.path)]
+
+    @staticmethod
+    def prepare(settings: FileSettings, files: Sequence[Path | str]) -> SpikeDataset:
+        """As :func:`prepare_file`."""
+        return prepare_file(settings, files[0])
 
 
 def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
@@ -94,7 +113,17 @@ def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
         If a key is absent (with the nearest one there), the values cannot be spike counts, the bin width is not
         known, or more neurons are held out than there are.
     """
-    dataset = read(path, settings.splits.model_dump()) if settings.keys is None else _read_mapped(settings, path)
+    if settings.keys is None:
+        dataset = read(
+            path, settings.splits.model_dump(), missing_spikes=settings.missing_spikes, signal=settings.signal
+        )
+    else:
+        dataset = _read_mapped(settings, path)
+    if isinstance(dataset, MultiSession):
+        raise DatasetError(
+            f"{path}: holds the sessions {list(dataset.sessions)}; a dataset of kind `file` is one session: prepare "
+            "each by itself, and join them by one of kind `sessions`"
+        )
     bin_s = settings.bin_s or dataset.bin_s
     if bin_s is None:
         raise DatasetError(f"{path}: the file does not tell its bin width; give `bin_s` (seconds) in the configuration")
@@ -109,7 +138,7 @@ def prepare_file(settings: FileSettings, path: Path | str) -> SpikeDataset:
         provenance["source_provenance"] = dict(dataset.provenance)
     neurons = dataset.names.get("neurons") or [f"neuron {i}" for i in range(len(order))]
     names = {**dataset.names, "neurons": [neurons[i] for i in order]}
-    return check(SpikeDataset(splits, bin_s, names, provenance), str(path))
+    return check(SpikeDataset(splits, bin_s, names, provenance, dataset.missing_spikes, dataset.signal), str(path))
 
 
 def _read_mapped(settings: FileSettings, path: Path | str) -> SpikeDataset:
@@ -129,7 +158,8 @@ def _read_mapped(settings: FileSettings, path: Path | str) -> SpikeDataset:
         splits[split] = {"encod_data": values["recon_data"]} | values
     try:
         made = {split: as_split(values, f"{path}: {split}") for split, values in splits.items()}
-        return check(SpikeDataset(made, settings.bin_s), str(path))
+        whole = SpikeDataset(made, settings.bin_s, missing_spikes=settings.missing_spikes, signal=settings.signal)
+        return check(whole, str(path))
     except DatasetError as error:
         raise DatasetError(_in_their_words(str(error), sources)) from None
 

@@ -12,6 +12,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
+from ctdb import datasets
+from ctdb.datasets import SpikeDataset
+from ctdb.errors import DatasetError
 from ctdb.files import read_hdf5, write_bytes, write_text
 from ctdb.settings import Settings
 
@@ -61,10 +64,19 @@ def make(figure: type[Figure], settings: FigureSettings, files: Mapping[Need, st
     write_text(f"{out}.csv", table.to_csv(index=False, float_format="%.6g"))
 
 
-def fit_outputs(path: str, split: str) -> dict[str, np.ndarray]:
-    """Arrays that a fit inferred for one split, by name."""
+def read_session(path: str, session: str = "") -> SpikeDataset:
+    """Dataset, or one session of several; raises DatasetError where `session` names none."""
+    sessions = datasets.read(path).sessions
+    if session not in sessions:
+        raise DatasetError(f"{path}: a figure draws one session; set `session` to one of {list(sessions)}")
+    return sessions[session]
+
+
+def fit_outputs(path: str, split: str, session: str = "") -> dict[str, np.ndarray]:
+    """Arrays that a fit inferred for one split (of one session), by name."""
     arrays, _ = read_hdf5(path)
-    return {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
+    prefix = f"{session}/{split}_".lstrip("/")
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
 
 def fit_title(path: str, model: str) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from ctdb import datasets
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title, read_session
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
 
@@ -20,6 +20,7 @@ class LatentsSettings(FigureSettings):
 
     dataset: str
     models: NonEmpty[str]
+    session: str = ""
     seed: Seed = 0
     n_trials: Count = 8
 
@@ -42,7 +43,7 @@ class Latents(Figure):
     @staticmethod
     def draw(settings: LatentsSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the first `n_trials` trials of the split that scores are reported on."""
-        dataset = datasets.read(files["dataset", settings.dataset])
+        dataset = read_session(files["dataset", settings.dataset], settings.session)
         split = dataset.report_split
         if dataset["train"].latents is None:
             raise DatasetError(
@@ -57,8 +58,10 @@ class Latents(Figure):
         shown = {"true states": (dataset[split].latents[: len(lengths)] - centre) @ axes_of_state}
         for model in settings.models:
             path = files["fit", settings.dataset, model, settings.seed]
-            weights, offset = linear_map(fit_outputs(path, "train")["latents"][valid["train"]], target)
-            inferred = fit_outputs(path, split)["latents"][: len(lengths)]
+            weights, offset = linear_map(
+                fit_outputs(path, "train", settings.session)["latents"][valid["train"]], target
+            )
+            inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
             shown[fit_title(path, model)] = inferred @ weights + offset
         trajectories = {
             name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)]

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
-from ctdb import datasets
+from ctdb.datasets import SpikeDataset
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title, read_session
 from ctdb.settings import Count, NonEmpty, Seed
 
 
@@ -19,6 +19,7 @@ class RasterSettings(FigureSettings):
 
     dataset: str
     models: NonEmpty[str]
+    session: str = ""
     seed: Seed = 0
     trial: Seed = 0
     n_traces: Count = 4
@@ -44,7 +45,7 @@ class Raster(Figure):
     @staticmethod
     def draw(settings: RasterSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw trial number `trial` of the split that scores are reported on."""
-        dataset = datasets.read(files["dataset", settings.dataset])
+        dataset = read_session(files["dataset", settings.dataset], settings.session)
         split = dataset.report_split
         trials = dataset[split]
         if (trial := settings.trial) >= trials.n_trials:
@@ -54,13 +55,13 @@ class Raster(Figure):
         rates = {} if trials.truth is None else {"true rates": trials.truth[trial, :n_bins]}
         for model in settings.models:
             path = files["fit", settings.dataset, model, settings.seed]
-            rates[fit_title(path, model)] = fit_outputs(path, split)["rates"][trial, :n_bins]
+            rates[fit_title(path, model)] = fit_outputs(path, split, settings.session)["rates"][trial, :n_bins]
         return _draw(settings, dataset, split, spikes, rates)
 
 
 def _draw(
     settings: RasterSettings,
-    dataset: datasets.SpikeDataset,
+    dataset: SpikeDataset,
     split: str,
     spikes: np.ndarray,
     rates: dict[str, np.ndarray],

@@ -22,8 +22,12 @@ LABELS = {
     "co_bps_ctd": "co-bps as\nin CtDB",
     "poisson_nll": "NLL\n(nats/bin)",
     "cycle_consistency": "cycle\nconsistency",
+    "bits_per_spike_forward": "forward\nbits/spike",
+    "behavior_r2": "behaviour\nR²",
+    "behavior_r2_uive": "behaviour\nR² (UIVE)",
+    "input_r2_inferred_to_true": "input R²\ninferred→true",
 }
-ROLES = ["ceiling", "fit", "floor"]
+ROLES = ["ceiling", "fit", "baseline", "floor"]
 
 
 class ScoreTableSettings(FigureSettings):
@@ -54,6 +58,9 @@ class ScoreTable(Figure):
         """Draw the table of the split that scores are reported on, or of `split`."""
         scores = pd.read_parquet(files["scores",])
         scores = scores[scores["dataset"] == settings.dataset]
+        session = scores["session"].fillna("")
+        named = scores["model"] + " (" + session + ")"
+        scores = scores.assign(model=scores["model"].where(session == "", named))
         split = settings.split or ("test" if (scores["split"] == "test").any() else "valid")
         scores = scores[scores["split"] == split]
         metrics = [metric for metric in settings.metrics if (scores["metric"] == metric).any()]

@@ -5,6 +5,7 @@ that end early. Each metric is a ratio of sums over trials, so that its bootstra
 (:mod:`ctdb.metrics.trial_sums`).
 """
 
+from ctdb.metrics.behavior import behavior_r2
 from ctdb.metrics.bits_per_spike import bits_per_spike, poisson_nll
 from ctdb.metrics.case import METRICS, Case, NotApplicableError
 from ctdb.metrics.cycle_consistency import cycle_consistency
@@ -16,6 +17,7 @@ __all__ = [
     "Case",
     "NotApplicableError",
     "TrialSums",
+    "behavior_r2",
     "bits_per_spike",
     "cycle_consistency",
     "poisson_nll",

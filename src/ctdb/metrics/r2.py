@@ -168,12 +168,26 @@ def _state_r2_inferred_to_true(case: Case) -> TrialSums:
     return _state_r2(case, "inferred_to_true")
 
 
+@METRICS.register("input_r2_true_to_inferred")
+def _input_r2_true_to_inferred(case: Case) -> TrialSums:
+    return _regressed_r2(case, "inputs_true", "co_means", "true_to_inferred")
+
+
+@METRICS.register("input_r2_inferred_to_true")
+def _input_r2_inferred_to_true(case: Case) -> TrialSums:
+    return _regressed_r2(case, "inputs_true", "co_means", "inferred_to_true")
+
+
 def _state_r2(case: Case, direction: Direction) -> TrialSums:
+    return _regressed_r2(case, "latents", "latents", direction)
+
+
+def _regressed_r2(case: Case, known: str, inferred: str, direction: Direction) -> TrialSums:
     return state_r2_sums(
-        case.known("latents", "train"),
-        case.inferred("latents", "train"),
-        case.known("latents"),
-        case.inferred("latents"),
+        case.known(known, "train"),
+        case.inferred(inferred, "train"),
+        case.known(known),
+        case.inferred(inferred),
         direction,
         case.train.n_bins,
         case.trials.n_bins,

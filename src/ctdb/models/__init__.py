@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 MODELS = Registry("ctdb.models")
 
 
-def build(spec: Mapping[str, Any], dataset: "SpikeDataset | MultiSession") -> "Model":
-    """Untrained model, as :func:`ctdb.models.base.build` describes."""
+def build(
+    spec: Mapping[str, Any], dataset: "SpikeDataset | MultiSession", initial: Path | str | None = None
+) -> "Model":
+    """Untrained model, or one that begins with a fit, as :func:`ctdb.models.base.build` describes."""
     from ctdb.models import base
 
-    return base.build(spec, dataset)
+    return base.build(spec, dataset, initial)
 
 
 def load(directory: Path | str) -> "Model":

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ctdb.datasets import MultiSession, SpikeDataset, Split
-from ctdb.errors import DatasetError
+from ctdb.errors import ConfigError, DatasetError, nearest
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.models import MODELS
 from ctdb.recurrent import initialise
@@ -47,11 +47,21 @@ class Sizes(Settings):
         return cls(**largest, sessions={name: cls(**sizes) for name, sizes in each.items()} if several else {})
 
 
+class InitialFit(Settings):
+    """A fit whose weights another one begins with."""
+
+    dataset: str
+    model: str
+    seed: Seed = 0
+
+
 class ModelSettings(Settings):
     """Settings that every model has."""
 
     kind: str
     seed: Seed = 0
+    initial_fit: InitialFit | None = None
+    freeze: list[str] = []
     training: TrainingSettings = TrainingSettings()
 
     def modules(self) -> list[str]:
@@ -73,6 +83,8 @@ class Model(nn.Module, ABC):
     Settings: ClassVar[type[ModelSettings]]
     takes_sessions: ClassVar[bool] = False
     """Whether one model can be fitted to several sessions at once."""
+    session_layers: ClassVar[tuple[str, ...]] = ()
+    """Lists of modules with one for each session, in the order of the sessions."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Second names of what is inferred, in the fit's output file."""
 
@@ -235,7 +247,7 @@ def _check_sizes(arrays: Mapping[str, Any], sizes: Sizes) -> None:
             )
 
 
-def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession) -> Model:
+def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession, initial: Path | str | None = None) -> Model:
     """Untrained model for a dataset, its weights drawn from ``spec["seed"]``.
 
     Parameters
@@ -244,11 +256,15 @@ def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession) -> Mode
         Settings of the model: its `kind`, its own keys, `training` and `seed`.
     dataset
         What it will be fitted to: its shapes, and what :meth:`Model.start_from` takes from its train trials.
+    initial
+        Folder of a fit to begin with (fine-tuning): its weights are taken over where names and shapes agree, those of
+        read-ins and readouts where the session has the same name. The others start afresh.
 
     Raises
     ------
     ConfigError
-        For an unknown kind, and where settings and dataset do not go together.
+        For an unknown kind, where settings and dataset do not go together, where nothing can be taken over from
+        `initial`, and where `freeze` names no parameter.
     DatasetError
         If the model needs what the dataset does not have, or takes one session and is given several.
     pydantic.ValidationError
@@ -261,7 +277,46 @@ def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession) -> Mode
             "choose `lfads` or `band`"
         )
     model.start_from(dataset)
+    if initial is not None:
+        _take_over(model, Path(initial))
+    for prefix in model.settings.freeze:
+        chosen = [value for name, value in model.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
+        if not chosen:
+            layers = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
+            raise ConfigError(f"freeze: {prefix!r} is no part of model {spec['kind']!r}; {nearest(prefix, layers)}")
+        for value in chosen:
+            value.requires_grad_(False)
     return model
+
+
+def _take_over(model: Model, directory: Path) -> None:
+    """Copy the weights of a fit into `model` where they have a place in it."""
+    old_sessions = list(read_yaml(directory / "spec.yaml")["sizes"].get("sessions", {})) or [""]
+    found = safetensors.torch.load_file(directory / "weights.safetensors")
+    old = {_of_session(name, model.session_layers, old_sessions): value for name, value in found.items()}
+    taken, fresh = [], []
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            source = old.get(_of_session(name, model.session_layers, list(model.sessions)))
+            if source is not None and source.shape == value.shape:
+                value.copy_(source)
+                taken.append(name)
+            else:
+                fresh.append(name)
+    if not taken:
+        raise ConfigError(
+            f"nothing of the fit in {directory} has a place in this model; begin with one of the same kind"
+        )
+    print(f"{len(taken)} arrays are taken over from {directory}; {len(fresh)} start afresh: {', '.join(fresh) or '-'}")
+
+
+def _of_session(name: str, session_layers: tuple[str, ...], sessions: list[str]) -> str:
+    """Name of a weight with its session's name in place of its number."""
+    layer, _, rest = name.partition(".")
+    if layer not in session_layers:
+        return name
+    number, _, rest = rest.partition(".")
+    return f"{layer}.{sessions[int(number)]}.{rest}"
 
 
 def _build(spec: Mapping[str, Any], sizes: Sizes) -> Model:

@@ -159,6 +159,7 @@ class LFADS(Model):
 
     Settings = LFADSSettings
     takes_sessions: ClassVar[bool] = True
+    session_layers: ClassVar[tuple[str, ...]] = ("readin", "readout", "observation")
     aliases: ClassVar[Mapping[str, str]] = {
         "output_params": "rates",
         "gen_states": "latents",
