@@ -20,7 +20,8 @@ def ridge(
     source, target
         What fits; a NaN in `target` is missing and its sample is left out for that output alone.
     valid_source, valid_target
-        What chooses the penalty: the lowest squared error, each output in units of its own variance.
+        What chooses the penalty: the lowest squared error, each output in units of its own variance. Where nothing
+        of it is known, the penalty is the middle one.
 
     Returns
     -------
@@ -34,7 +35,9 @@ def ridge(
     patterns, member = np.unique(observed, axis=1, return_inverse=True)
     count = np.maximum(observed.sum(0), 1)
     centred = np.where(observed, target - np.nansum(target, 0) / count, 0)
-    spread = np.maximum((centred**2).sum(0) / count, np.finfo(float).tiny)
+    spread = (centred**2).sum(0) / count
+    largest = np.abs(np.where(observed, target, 0)).max(0, initial=0)
+    spread = np.where(spread > (1e-9 * largest) ** 2, spread, np.inf)  # what never varies has no say in the penalty
     weights = np.full((len(PENALTIES), source.shape[1], target.shape[1]), np.nan)
     offset = np.full((len(PENALTIES), target.shape[1]), np.nan)
     for index in range(patterns.shape[1]):
@@ -52,5 +55,7 @@ def ridge(
     errors = [
         np.nansum((valid_target - valid_source @ w - o) ** 2 / spread) for w, o in zip(weights, offset, strict=True)
     ]
+    if np.isnan(valid_target).all():
+        return weights[len(PENALTIES) // 2], offset[len(PENALTIES) // 2]
     best = int(np.argmin(errors))
     return weights[best], offset[best]

@@ -1,4 +1,4 @@
-"""What every registered model must keep to, and the autoencoders' loss against scipy."""
+"""What every registered model must keep to, and its loss on spikes and behaviour against scipy."""
 
 from dataclasses import replace
 
@@ -8,14 +8,19 @@ import torch
 from scipy.stats import poisson
 
 from ctdb import models, training
-from ctdb.datasets import SpikeDataset, Split
+from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError, DatasetError
 from ctdb.files import read_hdf5
 from ctdb.models.base import load
 
 KINDS = list(models.MODELS.modules)
 HELDIN, NEURONS, BINS = 6, 9, 14
-SMALL = {"latent_size": 5, "encoder_size": 7, "field_layers": 2, "field_width": 8}
+SMALL = {"latent_size": 5, "encoder_size": 7, "field_layers": 2, "field_width": 8} | {
+    **{"gen_dim": 5, "fac_dim": 4, "ic_enc_dim": 5, "ic_dim": 3, "n_samples": 3},
+    **{"ci_enc_dim": 4, "con_dim": 4, "co_dim": 3},
+}
+WITHOUT_NOISE = {"dropout": 0.0, "initial_state_dropout": 0.0, "dropout_rate": 0.0, "cd_rate": 0.0}
+WITHOUT_POSTERIOR = {"ic_prior": {"kind": "none"}, "co_prior": {"kind": "none"}}
 
 pytestmark = [pytest.mark.parametrize("kind", KINDS), pytest.mark.usefixtures("one_thread")]
 
@@ -28,6 +33,7 @@ def make_split(n_trials, seed, n_bins=BINS, n_recon_bins=BINS, n_inputs=2, lengt
         recon_data=recon,
         ext_input=rng.normal(size=(n_trials, n_recon_bins, n_inputs)).astype(np.float32) if n_inputs else None,
         n_bins=rng.integers(4, n_recon_bins, size=n_trials) if lengths else None,
+        behavior=rng.normal([5, -2], [3, 0.1], size=(n_trials, n_recon_bins, 2)).astype(np.float32),
     )
 
 
@@ -37,17 +43,23 @@ def make_data(**shape):
 
 
 def make_spec(kind, seed=0, **changed):
-    small = {name: size for name, size in SMALL.items() if name in models.MODELS[kind].Settings.model_fields}
     training = {"max_epochs": 3, "batch_size": 8, "learning_rate": 0.01}
-    return {"kind": kind, "seed": seed, "training": training} | small | changed
+    return {"kind": kind, "seed": seed, "training": training} | known(kind, SMALL) | changed
+
+
+def known(kind, settings):
+    return {name: value for name, value in settings.items() if name in models.MODELS[kind].Settings.model_fields}
 
 
 def make_model(kind, data, seed=0, **changed):
     return models.build(make_spec(kind, seed, **changed), data)
 
 
-def without_dropout(kind):
-    return {name: 0.0 for name in models.MODELS[kind].Settings.model_fields if "dropout" in name}
+def behavior_error(inferred, trials):
+    """Mean squared error in standard deviations of the trials that the model was built for, over valid bins."""
+    valid = np.arange(trials.behavior.shape[1]) < trials.n_bins[:, None]
+    behavior = trials.behavior.astype(float)
+    return (((inferred - behavior)[valid] / behavior[valid].std(0)) ** 2).mean()
 
 
 def generator(seed=0):
@@ -75,9 +87,9 @@ def test_inference_gives_positive_rates_of_all_neurons_in_all_bins(kind, shape):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_stepping_from_an_inferred_state_reproduces_the_latents_and_their_rates(kind, shape):
     data = make_data(**shape)
-    model = make_model(kind, data)
+    model = make_model(kind, data, **known(kind, WITHOUT_POSTERIOR))
     inferred = model.infer(data["test"])
-    n_bins, inputs = data.n_recon_bins, model.tensors(data["test"])["ext_input"]
+    n_bins, inputs = data.n_recon_bins, inferred.get("gen_inputs", model.tensors(data["test"])["ext_input"])
     state = inferred["latents"][:, 0]
     with torch.no_grad():
         for t in range(1, n_bins):
@@ -95,6 +107,7 @@ def test_heldout_neurons_and_later_bins_never_influence_inference(kind):
     changed[:, BINS:] += 3
     before, after = model.infer(test), model.infer(replace(test, recon_data=changed))
     unseen = model.infer({"encod_data": test.encod_data, "ext_input": test.ext_input})
+    assert before.keys() == after.keys() == unseen.keys()
     for name, value in before.items():
         assert torch.equal(value, after[name])
         assert torch.equal(value, unseen[name])
@@ -122,7 +135,12 @@ def test_inference_is_in_eval_mode_the_same_every_time_and_keeps_the_mode(kind, 
     data = make_data()
     model = make_model(kind, data)
     infer_batch, modes = model.infer_batch, []
-    monkeypatch.setattr(model, "infer_batch", lambda batch: modes.append(model.training) or infer_batch(batch))
+
+    def spy(batch, **options):
+        modes.append(model.training)
+        return infer_batch(batch, **options)
+
+    monkeypatch.setattr(model, "infer_batch", spy)
     for mode in (True, False):
         model.train(mode)
         first, second = model.infer(data["test"]), model.infer(data["test"])
@@ -166,14 +184,18 @@ def test_randomness_comes_from_the_generator_and_only_in_training(kind):
 
 
 def test_loss_is_the_mean_poisson_likelihood_over_valid_bins_and_all_neurons(kind):
-    data = make_data(lengths=True, n_recon_bins=BINS + 2)
-    model, train = make_model(kind, data, **without_dropout(kind)), data["train"]
-    rates = model.infer(train)["rates"].double().numpy()
+    data, weight = make_data(lengths=True, n_recon_bins=BINS + 2), {"behavior_weight": 0.3}
+    model = make_model(kind, data, **known(kind, WITHOUT_NOISE | WITHOUT_POSTERIOR | weight))
+    train = data["train"]
+    inferred = model.infer(train)
+    rates = inferred["rates"].double().numpy()
     terms = [
         -poisson.logpmf(train.recon_data[trial, :length], rates[trial, :length]).ravel()
         for trial, length in enumerate(train.n_bins)
     ]
     expected = np.concatenate(terms).mean()
+    if known(kind, weight):
+        expected += 0.3 * behavior_error(inferred["behavior"].numpy(), train)
     batch = model.tensors(train)
     for mode in (True, False):  # without dropout, training and evaluation agree
         assert model.train(mode).loss(batch, generator()).item() == pytest.approx(expected, rel=1e-5)
@@ -184,7 +206,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_valid_rates(kind):
     train = data["train"]
     padding = np.arange(BINS) >= train.n_bins[:, None]
     assert padding.any()
-    changed = {name: getattr(train, name).copy() for name in ("encod_data", "recon_data", "ext_input")}
+    changed = {name: getattr(train, name).copy() for name in ("encod_data", "recon_data", "ext_input", "behavior")}
     for value in changed.values():
         value[padding] += 4
     other = replace(train, **changed)
@@ -193,10 +215,25 @@ def test_padding_changes_neither_loss_nor_gradient_nor_valid_rates(kind):
         model = models.build(make_spec(kind), SpikeDataset({**data.splits, "train": split}, 0.01))
         loss = model.train().loss(model.tensors(split), generator())
         loss.backward()
-        gradients = [parameter.grad for parameter in model.parameters()]
+        learned = [part for name, part in model.named_parameters() if kind != "lfads" or "behavior." not in name]
+        gradients = [parameter.grad for parameter in learned]
         results.append((loss, model.infer(split)["rates"][~torch.from_numpy(padding)], *gradients))
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_padding_and_missing_spikes_are_none_to_see_and_do_not_weigh(kind):
+    data = make_data(lengths=True, n_recon_bins=BINS + 2)
+    train = data["train"]
+    for counts in (train.encod_data, train.recon_data):
+        counts += 1
+        counts[:, 2, 1] = np.nan
+    batch = make_model(kind, make_data(n_recon_bins=BINS + 2)).tensors(train)
+    observed = train.observed()
+    assert torch.equal(batch["weight"] > 0, torch.from_numpy(observed))
+    assert torch.equal(batch["encod_data"] > 0, torch.from_numpy(observed[:, :BINS, :HELDIN]))
+    assert torch.equal(batch["n_bins"], torch.from_numpy(train.n_bins).clamp(max=BINS))
+    assert not batch["recon_data"].isnan().any()
 
 
 def test_start_is_at_the_mean_rates_of_the_train_trials(kind):
@@ -281,8 +318,8 @@ def test_how_far_trials_are_padded_does_not_change_what_is_inferred(kind):
             name: np.pad(value, ((0, 0), (0, n_bins - value.shape[1]), (0, 0))) for name, value in long.arrays().items()
         }
         data = make_data(n_bins=n_bins, n_recon_bins=n_bins)
-        model = make_model(kind, data)
-        model.load_state_dict(make_model(kind, make_data()).state_dict())
+        model = make_model(kind, data, **known(kind, WITHOUT_POSTERIOR))
+        model.load_state_dict(make_model(kind, make_data(), **known(kind, WITHOUT_POSTERIOR)).state_dict())
         rates.append(model.infer(padded | {"n_bins": lengths})["rates"])
     for trial, length in enumerate(lengths):
         torch.testing.assert_close(rates[0][trial, :length], rates[1][trial, :length], rtol=1e-5, atol=1e-6)
@@ -296,3 +333,13 @@ def test_trials_of_another_shape_are_refused_clearly(kind):
         model.infer({"encod_data": arrays["encod_data"]})
     with pytest.raises(DatasetError, match=r"encod_data of \(bins, channels\)"):
         model.infer(arrays | {"encod_data": arrays["encod_data"][:, :, 1:]})
+
+
+def test_several_sessions_are_refused_by_a_model_of_one(kind):
+    two = MultiSession({"a": make_data(), "b": make_data()})
+    spec = make_spec(kind, **known(kind, {"readin": {"kind": "linear"}}))
+    if models.MODELS[kind].takes_sessions:
+        assert models.build(spec, two).infer(two.sessions["b"]["test"], "b")["rates"].shape[2] == NEURONS
+    else:
+        with pytest.raises(DatasetError, match=f"'{kind}' takes one session, but was given 2"):
+            models.build(spec, two)

@@ -2,22 +2,41 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
-from ctdb.recurrent import EulerMLPCell, GRUCell, LinearCell, TanhCell, initialise, scan
+from ctdb.recurrent import (
+    Bidirectional,
+    ClippedGRUCell,
+    EulerMLPCell,
+    FanInLinear,
+    GRUCell,
+    LinearCell,
+    TanhCell,
+    UnitRowLinear,
+    initialise,
+    scan,
+)
+
+CLIP = 0.8  # low, so that some of the states drawn below are clipped and others are not
 
 CELLS = {
     "gru": lambda n_inputs: GRUCell(n_inputs, 5),
     "tanh": lambda n_inputs: TanhCell(n_inputs, 5),
     "linear": lambda n_inputs: LinearCell(n_inputs, 5),
     "euler": lambda n_inputs: EulerMLPCell(n_inputs, 5, n_layers=2, width=7, gain=0.3),
+    "clipped": lambda n_inputs: ClippedGRUCell(n_inputs, 5, clip=CLIP),
 }
 
 
 def make_cell(kind, n_inputs=3, seed=0):
     cell = CELLS[kind](n_inputs)
-    initialise(cell, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    initialise(cell, generator)
+    if kind == "clipped":  # its gates start with equal offsets, which would not show if they were exchanged
+        with torch.no_grad():
+            cell.bias += torch.randn(cell.bias.shape, generator=generator)
     return cell.double()
 
 
@@ -41,6 +60,10 @@ def by_hand(kind, cell, u, h):
         (ar, az, an), (cr, cz, cn) = np.split(a, 3, axis=1), np.split(c, 3, axis=1)
         r, z = sigmoid(ar + cr), sigmoid(az + cz)
         return (1 - z) * np.tanh(an + r * cn) + z * h
+    if kind == "clipped":
+        (xz, xr, xn), (wz, wr, wn) = np.split(u @ w["weight_ih"].T + w["bias"], 3, axis=1), np.split(w["weight_hh"], 3)
+        z, r = sigmoid(xz + h @ wz.T), sigmoid(xr + h @ wr.T)
+        return np.clip(z * h + (1 - z) * np.tanh(xn + (r * h) @ wn.T), -cell.clip, cell.clip)
     if kind == "tanh":
         return np.tanh(u @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"])
     if kind == "linear":
@@ -60,6 +83,38 @@ def test_cell_follows_its_equation(kind, n_inputs):
     np.testing.assert_allclose(
         cell(u, h).detach().numpy(), by_hand(kind, cell, u.numpy(), h.numpy()), rtol=1e-12, atol=1e-13
     )
+
+
+def test_the_clipped_cell_clips_some_of_these_states_and_not_others():
+    states = make_cell("clipped")(draw(6, 3), draw(6, 5, seed=2)).abs()
+    assert states.max() == CLIP
+    assert (states == CLIP).any(0).sum() > 1
+    assert (states < CLIP).float().mean() > 0.5
+
+
+def test_a_clipped_state_passes_no_gradient_on():
+    cell = make_cell("clipped")
+    state = draw(6, 5, seed=2).requires_grad_()
+    following = cell(draw(6, 3), state)
+    clipped = following.detach().abs() == CLIP
+    following[clipped].sum().backward()
+    assert clipped.any()
+    assert (state.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["gru", "clipped"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_gru_stays_on_the_float64_reference_over_hundreds_of_bins(kind, dtype, tolerance):
+    cell = make_cell(kind, seed=3)
+    inputs, state = draw(4, 400, 3), draw(4, 5, seed=2)
+    h, expected = state.numpy(), []
+    for t in range(400):
+        h = by_hand(kind, cell, inputs[:, t].numpy(), h)
+        expected.append(h)
+    expected = np.stack(expected, 1)
+    states = scan(cell.to(dtype), state.to(dtype), inputs.to(dtype)).detach().numpy()
+    assert expected[:, 200:].std() > 0.2  # the state still moves
+    np.testing.assert_allclose(states, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("kind", "torch_cell"), [("gru", nn.GRUCell), ("tanh", nn.RNNCell)])
@@ -99,16 +154,34 @@ def test_scan_equals_stepping_by_hand(kind):
 
 
 @pytest.mark.parametrize("kind", CELLS)
+def test_scan_keeps_the_state_in_bins_that_are_not_valid(kind):
+    cell = make_cell(kind)
+    inputs, state = draw(4, 9, 3), draw(4, 5, seed=2)
+    valid = torch.rand(4, 9, generator=torch.Generator().manual_seed(3)) < 0.6
+    assert not valid[:, 0].all()  # so that some trial keeps the state before the first bin
+    states = scan(cell, state, inputs, valid).detach().numpy()
+    for trial in range(4):
+        h = state[trial : trial + 1].numpy()
+        for t in range(9):
+            if valid[trial, t]:
+                h = by_hand(kind, cell, inputs[trial : trial + 1, t].numpy(), h)
+            np.testing.assert_allclose(states[trial, t], h[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CELLS)
 def test_scan_without_input_channels_runs_as_many_steps_as_there_are_bins(kind):
     cell = make_cell(kind, n_inputs=0)
     states = scan(cell, draw(4, 5), torch.zeros(4, 6, 0, dtype=torch.float64))
     assert states.shape == (4, 6, 5)
 
 
-def test_gradient_through_the_scan_equals_finite_differences():
-    cell = make_cell("gru")
+@pytest.mark.parametrize("kind", ["gru", "clipped"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_through_the_scan_equals_finite_differences(kind, masked):
+    cell = make_cell(kind)
     inputs, state = draw(2, 4, 3).requires_grad_(), draw(2, 5, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, u: scan(cell, h, u), (state, inputs), eps=1e-6, atol=1e-6)
+    valid = torch.tensor([[True, True, False, True], [False, True, True, False]]) if masked else None
+    assert torch.autograd.gradcheck(lambda h, u: scan(cell, h, u, valid), (state, inputs), eps=1e-6, atol=1e-6)
 
 
 class EveryLayer(nn.Module):
@@ -117,7 +190,20 @@ class EveryLayer(nn.Module):
         self.cells = nn.ModuleList([make(2) for make in CELLS.values()])
         self.encoder = nn.GRU(4, 6, bidirectional=True, batch_first=True)
         self.readout = nn.Linear(9, 2)
+        self.fan_in, self.unit_rows = FanInLinear(9, 2), UnitRowLinear(9, 2)
+        self.both_ways = Bidirectional(lambda: ClippedGRUCell(4, 6, joint_fan=True))
         self.own = nn.Parameter(torch.full((3,), 7.0))
+
+
+CONSTANT_AT_FIRST = {
+    "own",
+    "cells.2.recurrent.bias",
+    "cells.4.bias",
+    "fan_in.bias",
+    "both_ways.initial",
+    "both_ways.ahead.bias",
+    "both_ways.back.bias",
+}
 
 
 def initialised(seed):
@@ -133,7 +219,7 @@ def test_initial_weights_depend_on_the_generator_alone():
     again, other = initialised(0), initialised(1)
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
-        if name not in ("own", "cells.2.recurrent.bias"):  # these start as constants
+        if name not in CONSTANT_AT_FIRST:
             assert not torch.equal(value, other[name]), name
 
 
@@ -165,3 +251,70 @@ def test_linear_system_starts_near_the_identity_and_cannot_explode():
         assert np.trace(direction) / np.sqrt(5) > 0.95  # cosine with the identity
         assert not np.allclose(direction, np.eye(5) / np.sqrt(5), atol=1e-3)
         assert (weights["cells.2.recurrent.bias"] == 0).all()
+
+
+def assert_normal(weights, variance):
+    """Normal with mean 0 and this variance, as far as this many values tell."""
+    values = weights.detach().double().flatten().numpy()
+    assert scipy.stats.kstest(values, "norm", (0, np.sqrt(variance))).pvalue > 1e-3
+    assert abs(values.mean()) < 4 * np.sqrt(variance / len(values))
+    assert abs(values.var() / variance - 1) < 4 * np.sqrt(2 / len(values))
+
+
+@pytest.mark.parametrize(("joint_fan", "fans"), [(False, (40, 90)), (True, (130, 130))])
+def test_clipped_cell_starts_with_the_variance_of_its_fan_and_open_gates(joint_fan, fans):
+    cell = ClippedGRUCell(40, 90, joint_fan=joint_fan)
+    initialise(cell, torch.Generator().manual_seed(0))
+    assert_normal(cell.weight_ih, 1 / fans[0])
+    assert_normal(cell.weight_hh, 1 / fans[1])
+    for gate in range(3):  # each gate by itself
+        assert_normal(cell.weight_ih[gate * 90 : (gate + 1) * 90], 1 / fans[0])
+        assert_normal(cell.weight_hh[gate * 90 : (gate + 1) * 90], 1 / fans[1])
+    assert cell.bias.tolist() == [1.0] * 180 + [0.0] * 90
+    assert cell.clip == 5
+
+
+@pytest.mark.parametrize("make", [lambda: FanInLinear(70, 50), lambda: UnitRowLinear(70, 50)])
+def test_linear_maps_of_lfads_start_normal_with_the_variance_of_their_fan_in(make):
+    layer = make()
+    initialise(layer, torch.Generator().manual_seed(0))
+    assert_normal(layer.weight, 1 / 70)
+    assert layer.bias is None or (layer.bias == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("joint_fan", [False, True])
+def test_layers_without_inputs_can_be_drawn(joint_fan):
+    cell, layer = ClippedGRUCell(0, 4, joint_fan=joint_fan), FanInLinear(0, 3)
+    initialise(cell, torch.Generator().manual_seed(0))
+    initialise(layer, torch.Generator().manual_seed(0))
+    assert cell.weight_hh.isfinite().all()
+    assert (layer(torch.zeros(2, 0)) == 0).all()
+
+
+def test_fan_in_map_is_affine_in_its_last_axis():
+    layer = FanInLinear(7, 4).double()
+    initialise(layer, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.bias += draw(4, seed=3)
+    x = draw(2, 5, 7)
+    w = arrays(layer)
+    np.testing.assert_allclose(layer(x).detach().numpy(), x.numpy() @ w["weight"].T + w["bias"], rtol=1e-12)
+
+
+def test_unit_row_map_acts_with_rows_of_norm_one_whatever_its_weights():
+    layer = UnitRowLinear(7, 4).double()
+    initialise(layer, torch.Generator().manual_seed(0))
+    acting = layer(torch.eye(7, dtype=torch.float64)).detach().numpy().T
+    np.testing.assert_allclose((acting**2).sum(1), 1, rtol=1e-12)
+    raw = layer.weight.detach().numpy()
+    np.testing.assert_allclose(acting, raw / np.sqrt((raw**2).sum(1, keepdims=True)), rtol=1e-12)
+    np.testing.assert_allclose(layer.unit_weight().detach().numpy(), acting, rtol=1e-12)
+    x = draw(2, 5, 7)
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight *= torch.tensor([0.1, 1.0, 7.0, 300.0], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(layer(x), before, rtol=1e-12, atol=0)
+    layer(x).sin().sum().backward()  # so no step along a row's own direction is ever taken
+    np.testing.assert_allclose((layer.weight.grad * layer.weight).sum(1).detach().numpy(), 0, atol=1e-12)
+    assert layer.weight.grad.abs().max() > 1e-4

@@ -87,7 +87,7 @@ class SequentialAutoencoder(Model):
         counts = batch["recon_data"]
         nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
         weight = batch["weight"].expand_as(nll)
-        return (weight * nll).sum() / weight.sum()
+        return (weight * nll).sum() / weight.sum().clamp(min=1)
 
     def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rates and latents of a batch."""

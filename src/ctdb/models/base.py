@@ -19,6 +19,7 @@ from ctdb.errors import ConfigError, DatasetError, nearest
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.models import MODELS
 from ctdb.recurrent import initialise
+from ctdb.registry import Registry
 from ctdb.seeds import derive
 from ctdb.settings import Seed, Settings, TrainingSettings
 
@@ -63,6 +64,8 @@ class ModelSettings(Settings):
     initial_fit: InitialFit | None = None
     freeze: list[str] = []
     training: TrainingSettings = TrainingSettings()
+    nested: ClassVar[Mapping[str, Registry]] = {}
+    """Settings that are of a kind themselves, and the registry of these kinds."""
 
     def modules(self) -> list[str]:
         """Modules that the settings name and the model loads, so that a change in them refits it."""
@@ -85,6 +88,10 @@ class Model(nn.Module, ABC):
     """Whether one model can be fitted to several sessions at once."""
     session_layers: ClassVar[tuple[str, ...]] = ()
     """Lists of modules with one for each session, in the order of the sessions."""
+    settings_buffers: ClassVar[tuple[str, ...]] = ()
+    """Buffers that hold settings, which a fit that begins with another does not take over."""
+    coupled_buffers: ClassVar[Mapping[str, str]] = {}
+    """Buffers that are taken over together with the weight named beside them only."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Second names of what is inferred, in the fit's output file."""
 
@@ -92,6 +99,11 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.settings, self.sizes = settings, sizes
         self.sessions = sizes.sessions or {"": sizes}
+
+    @property
+    def takes_ext_input(self) -> bool:
+        """Whether the model is given the external input, where the dataset has one."""
+        return True
 
     def start_from(self, dataset: SpikeDataset) -> None:
         """Adapt the initial weights to the train trials, such as their mean rates; nothing unless a model says so."""
@@ -211,11 +223,11 @@ class Model(nn.Module, ABC):
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
         sizes = self.session_sizes(session)
-        _check_sizes(arrays, sizes)
-        made = {name: torch.as_tensor(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}
+        _check_sizes(arrays, sizes, self.takes_ext_input)
+        made = {name: _floating(arrays[name]) for name in ("encod_data", "recon_data") if name in arrays}
         encod, n_bins = made["encod_data"], sizes.n_recon_bins
-        ext_input = arrays.get("ext_input")
-        made["ext_input"] = encod.new_zeros(len(encod), n_bins, 0) if ext_input is None else torch.as_tensor(ext_input)
+        ext_input = arrays.get("ext_input") if self.takes_ext_input else None
+        made["ext_input"] = encod.new_zeros(len(encod), n_bins, 0) if ext_input is None else _floating(ext_input)
         made["weight"] = encod.new_ones(len(encod), n_bins, 1)
         if "n_bins" in arrays:
             made["weight"][:, :, 0] = torch.arange(n_bins) < torch.as_tensor(arrays["n_bins"])[:, None]
@@ -234,9 +246,15 @@ class Model(nn.Module, ABC):
         return self.tensors(trials, session)
 
 
-def _check_sizes(arrays: Mapping[str, Any], sizes: Sizes) -> None:
+def _floating(array: Any) -> Tensor:
+    """Tensor of an array; whole numbers become single-precision ones."""
+    tensor = torch.as_tensor(array)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.float32)
+
+
+def _check_sizes(arrays: Mapping[str, Any], sizes: Sizes, takes_ext_input: bool) -> None:
     expected = {"encod_data": (sizes.n_bins, sizes.n_heldin)}
-    if sizes.n_inputs:
+    if sizes.n_inputs and takes_ext_input:
         expected["ext_input"] = (sizes.n_recon_bins, sizes.n_inputs)
     for name, wanted in expected.items():
         if name not in arrays or tuple(arrays[name].shape[1:]) != wanted:
@@ -277,26 +295,41 @@ def build(spec: Mapping[str, Any], dataset: SpikeDataset | MultiSession, initial
             "choose `lfads` or `band`"
         )
     model.start_from(dataset)
-    if initial is not None:
-        _take_over(model, Path(initial))
+    fresh = [] if initial is None else _take_over(model, Path(initial))
     for prefix in model.settings.freeze:
         chosen = [value for name, value in model.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
         if not chosen:
             layers = dict.fromkeys(name.split(".")[0] for name, _ in model.named_parameters())
             raise ConfigError(f"freeze: {prefix!r} is no part of model {spec['kind']!r}; {nearest(prefix, layers)}")
+        if random := [name for name in fresh if f"{name}.".startswith(f"{prefix}.")]:
+            raise ConfigError(
+                f"freeze: {prefix!r} cannot be frozen, because {', '.join(random)} of the initial fit do not fit "
+                "into this model, and start afresh; give both models the same sizes"
+            )
         for value in chosen:
             value.requires_grad_(False)
     return model
 
 
-def _take_over(model: Model, directory: Path) -> None:
-    """Copy the weights of a fit into `model` where they have a place in it."""
-    old_sessions = list(read_yaml(directory / "spec.yaml")["sizes"].get("sessions", {})) or [""]
+def _take_over(model: Model, directory: Path) -> list[str]:
+    """Copy the weights of a fit into `model` where they have a place in it; return the names of the others."""
+    spec = read_yaml(directory / "spec.yaml")
+    cells = [settings.get("cell") for settings in (spec["model"], model.settings.model_dump())]
+    if None not in cells and cells[0] != cells[1]:
+        raise ConfigError(
+            f"the fit in {directory} has cell {cells[0]!r}, this model {cells[1]!r}, whose weights mean other things; "
+            "give both the same cell"
+        )
+    old_sessions = list(spec["sizes"].get("sessions", {})) or [""]
     found = safetensors.torch.load_file(directory / "weights.safetensors")
     old = {_of_session(name, model.session_layers, old_sessions): value for name, value in found.items()}
     taken, fresh = [], []
     with torch.no_grad():
-        for name, value in model.state_dict().items():
+        state = model.state_dict()
+        for name in sorted(state, key=model.coupled_buffers.__contains__):  # what follows others comes last
+            value = state[name]
+            if name in model.settings_buffers or model.coupled_buffers.get(name) in fresh:
+                continue
             source = old.get(_of_session(name, model.session_layers, list(model.sessions)))
             if source is not None and source.shape == value.shape:
                 value.copy_(source)
@@ -308,6 +341,7 @@ def _take_over(model: Model, directory: Path) -> None:
             f"nothing of the fit in {directory} has a place in this model; begin with one of the same kind"
         )
     print(f"{len(taken)} arrays are taken over from {directory}; {len(fresh)} start afresh: {', '.join(fresh) or '-'}")
+    return fresh
 
 
 def _of_session(name: str, session_layers: tuple[str, ...], sessions: list[str]) -> str:

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ctdb.datasets import MultiSession, SpikeDataset, Split
-from ctdb.errors import ConfigError
+from ctdb.errors import ConfigError, DatasetError
 from ctdb.models import MODELS
 from ctdb.models.augmentations import dropout, hide_samples, keep_mask, spike_jitter, temporal_shift
 from ctdb.models.base import Model, ModelSettings, Sizes
@@ -40,6 +40,7 @@ from ctdb.models.priors import (
 )
 from ctdb.models.readin import ReadinSettings, start_by_regression
 from ctdb.recurrent import Bidirectional, Cell, ClippedGRUCell, FanInLinear, GRUCell, UnitRowLinear, scan
+from ctdb.registry import Registry
 from ctdb.seeds import derive
 from ctdb.settings import Count, Fraction, NonNegative, Positive
 
@@ -96,6 +97,8 @@ class LFADSSettings(ModelSettings):
 
     behavior: BehaviorSettings = BehaviorSettings()
     n_samples: Count = 50
+
+    nested: ClassVar[Mapping[str, Registry]] = {"observation": OBSERVATIONS}
 
     @field_validator("observation", mode="after")
     @classmethod
@@ -160,6 +163,11 @@ class LFADS(Model):
     Settings = LFADSSettings
     takes_sessions: ClassVar[bool] = True
     session_layers: ClassVar[tuple[str, ...]] = ("readin", "readout", "observation")
+    coupled_buffers: ClassVar[Mapping[str, str]] = {
+        "behavior.mean": "behavior.map.weight",
+        "behavior.std": "behavior.map.weight",
+    }
+    settings_buffers: ClassVar[tuple[str, ...]] = ("behavior.channel_weight",)
     aliases: ClassVar[Mapping[str, str]] = {
         "output_params": "rates",
         "gen_states": "latents",
@@ -172,6 +180,8 @@ class LFADS(Model):
         s, widest = settings, self.sizes
         if s.ic_enc_seq_len >= min(one.n_bins for one in self.sessions.values()):
             raise ConfigError(f"ic_enc_seq_len is {s.ic_enc_seq_len}, which leaves the controller no bins; lower it")
+        if s.co_dim and s.ci_lag > min(one.n_bins for one in self.sessions.values()) - s.ic_enc_seq_len:
+            raise ConfigError(f"ci_lag is {s.ci_lag}, longer than what the controller's encoder sees; lower it")
         self.epoch = 0
         self.n_ext = widest.n_inputs if s.use_ext_input else 0
         n_read = s.readin.size(widest.n_heldin, s.fac_dim, len(self.sessions))
@@ -208,13 +218,17 @@ class LFADS(Model):
 
     def _cell(self, n_inputs: int, n_states: int, encoder: bool = False) -> Cell:
         if self.settings.cell == "gru":
-            return GRUCell(n_inputs, n_states)
+            return GRUCell(n_inputs, n_states, orthogonal=True)
         return ClippedGRUCell(n_inputs, n_states, self.settings.cell_clip, joint_fan=encoder)
 
     def start_from(self, dataset: SpikeDataset | MultiSession) -> None:
         """Start the readout at each neuron's train mean, the read-in where the settings say, behaviour standardised."""
         with torch.no_grad():
             for index, (name, session) in enumerate(dataset.sessions.items()):
+                if self.settings.spike_jitter and session.signal != "spikes":
+                    raise DatasetError(
+                        "spike_jitter moves spikes, but the dataset holds a continuous signal; set it to 0"
+                    )
                 observed = {
                     split: torch.from_numpy(np.where(trials.observed(), trials.recon_data, np.nan)).flatten(0, 1)
                     for split, trials in session.splits.items()
@@ -231,6 +245,11 @@ class LFADS(Model):
                 layer.requires_grad_(False)
         if self.behavior is not None:
             self.behavior.start_from(dataset)
+
+    @property
+    def takes_ext_input(self) -> bool:
+        """Whether the generator is given the external input."""
+        return self.settings.use_ext_input
 
     def start_epoch(self, epoch: int) -> None:
         """Place of the ramps."""
@@ -353,7 +372,7 @@ class LFADS(Model):
         amounts = {session: one["weight"].mean(2).sum() for session, one in parts.items()}
         total, terms = 0.0, {}
         for session, one in parts.items():
-            share = amounts[session] / sum(amounts.values())
+            share = amounts[session] / sum(amounts.values()).clamp(min=1e-30)
             loss, own = self._session_terms(one, session, generator if self.training else None)
             total = total + share * loss
             terms = {name: terms.get(name, 0.0) + share * value for name, value in own.items()}
@@ -369,30 +388,31 @@ class LFADS(Model):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         index = self.session_index(session)
         n_trials, length = batch["recon_data"].shape[:2]
-        encod_data, recon_data = self._augmented(batch, generator)
+        encod_data, recon_data, weight = self._augmented(batch, generator)
         seen, learned = self._coordinated_dropout(batch, generator)
         encoded = self.encode(encod_data * seen, index, batch.get("n_bins"), length, generator)
         ic, co_noise = self._draw(encoded, length, generator)
         decoded = self.decode(ic, encoded.ci, batch["ext_input"], co_noise, generator)
 
         observation = self.observation[index]
-        weight = batch["weight"].expand_as(recon_data)
         target = torch.where(weight > 0, recon_data, observation.placeholder)
         nll = observation.nll(self._distribution(decoded.factors, index), target)
         hidden = None
         if "sv_mask" in batch:
-            hidden = torch.zeros_like(weight)
-            hidden[:, : encod_data.shape[1], : encod_data.shape[2]] = batch["sv_mask"]
-            hidden, weight = hidden * weight, weight * (1 - hidden)
+            hidden = weight * _padded(batch["sv_mask"], weight)
+            weight = weight - hidden
         if learned is not None:
             nll = learned * nll + (1 - learned) * nll.detach()
-        n_values = weight.sum()
-        terms = {"nll": (weight * nll).sum() / n_values}
+        n_values = weight.sum().clamp(min=1)
+        loss = (weight * nll).sum() / n_values
+        terms = {"nll": loss}
         terms |= self._kl_terms(encoded, decoded, co_noise, ic, batch.get("in_trial", batch["weight"]))
         if hidden is not None:
-            terms["sv_nll"] = (hidden * nll.detach()).sum() / hidden.sum()
-        loss = terms["nll"] + observation.penalty().to(nll)
-        loss = loss + self._kl_penalty(terms, n_values / n_trials) if self.training else terms.get("sv_nll", loss)
+            terms["sv_nll"] = (hidden * nll.detach()).sum() / hidden.sum().clamp(min=1)
+        if self.training:
+            loss = loss + observation.penalty().to(nll) + self._kl_penalty(terms, n_values / n_trials, length)
+        else:
+            loss = terms.get("sv_nll", loss)
         return self._add_behavior(loss, terms, batch, decoded.factors, generator)
 
     def _add_behavior(
@@ -406,23 +426,34 @@ class LFADS(Model):
         """LFADS learns from spikes alone: its behaviour decoder is fitted afterwards, to factors that are settled."""
         return loss, terms
 
-    def _augmented(self, batch: Mapping[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Data to see and data to predict; in training, jittered or shifted independently where the settings say so."""
+    def _augmented(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Data to see, data to predict, and the weight of each value of these.
+
+        In training, both are jittered or shifted independently where the settings say so. What is missing or hidden
+        stays out of sight wherever it moves.
+        """
         s, encod_data, recon_data = self.settings, batch["encod_data"], batch["recon_data"]
+        weight = batch["weight"].expand_as(recon_data)
         if generator is None or not (s.spike_jitter or s.temporal_shift):
-            return encod_data, recon_data
+            return encod_data, recon_data, weight
+        in_trial = batch.get("in_trial", batch["weight"])
+        hidden = _padded(batch["sv_mask"], weight) if "sv_mask" in batch else torch.zeros_like(weight)
+        absent = ((weight == 0) & (in_trial > 0)) | (hidden > 0)
         moved = []
-        missing = batch["weight"] == 0 if "in_trial" in batch else None
-        lengths = batch.get("in_trial", batch["weight"])[..., 0].sum(1).long()
-        for data, n_bins in ((encod_data, batch.get("n_bins")), (recon_data, lengths)):
-            if missing is not None:
-                data = data.masked_fill(missing[:, : data.shape[1], : data.shape[2]], torch.nan)
+        for data, n_bins in ((encod_data, batch.get("n_bins")), (recon_data, in_trial[..., 0].sum(1).long())):
+            place = (slice(None), slice(data.shape[1]), slice(data.shape[2]))
+            changed = (data * in_trial[:, : data.shape[1]]).masked_fill(absent[place], torch.nan)
             if s.spike_jitter:
-                data = spike_jitter(data, s.spike_jitter, n_bins, generator)
+                changed = spike_jitter(changed, s.spike_jitter, n_bins, generator)
             if s.temporal_shift:
-                data = temporal_shift(data, s.temporal_shift, s.temporal_shift_max, n_bins, generator)
-            moved.append(data.nan_to_num())
-        return moved[0], moved[1]
+                changed = temporal_shift(changed, s.temporal_shift, s.temporal_shift_max, n_bins, generator)
+            moved.append(changed)
+        encod_data, recon_moved = moved
+        weight = weight * (~recon_moved.isnan() | (hidden > 0))
+        recon_moved = torch.where(hidden > 0, recon_data, recon_moved.nan_to_num())
+        return encod_data.nan_to_num(), recon_moved, weight
 
     def _coordinated_dropout(
         self, batch: Mapping[str, Tensor], generator: torch.Generator | None
@@ -471,7 +502,7 @@ class LFADS(Model):
             terms["kl_co"] = (per_bin * in_trial[..., 0]).sum(1).mean()
         return terms
 
-    def _kl_penalty(self, terms: Mapping[str, Tensor], values_per_trial: Tensor) -> Tensor:
+    def _kl_penalty(self, terms: Mapping[str, Tensor], values_per_trial: Tensor, n_bins: int) -> Tensor:
         s = self.settings
         per_value = s.kl_normalisation == "per_value"
         penalty = 0.0
@@ -479,7 +510,7 @@ class LFADS(Model):
             if f"kl_{name}" in terms:
                 kl = terms[f"kl_{name}"]
                 if not per_value and name == "co" and s.co_prior.kind != "autoregressive":
-                    kl = kl / self.sizes.n_recon_bins  # lfads-torch averages these over bins
+                    kl = kl / n_bins  # lfads-torch averages these over bins
                 penalty = penalty + scale * (kl - target).abs()
         ramp = _ramp(self.epoch, s.kl_start_epoch, s.kl_increase_epoch)
         return ramp * penalty / (values_per_trial if per_value else 1)
@@ -552,7 +583,7 @@ class LFADS(Model):
         ic_noise, co_noise = self._sample_noise(length, encoded.ic_mean)
         n_samples = len(ic_noise)
         sums: dict[str, Tensor] = {}
-        for chosen in torch.arange(n_samples).split(max(1, BINS_PER_PASS // (n_trials * length))):
+        for chosen in torch.arange(n_samples).split(max(1, BINS_PER_PASS // max(1, n_trials * length))):
             n = len(chosen)
             repeated = [value.repeat(n, *[1] * (value.ndim - 1)) for value in (*encoded, batch["ext_input"])]
             ic_mean, ic_std, ci, ext_input = repeated
@@ -604,13 +635,18 @@ class LFADS(Model):
     def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:
         """Next generator state.
 
-        `input` is external input (n, ext), with inferred inputs at 0, or the generator's whole input as in
-        `gen_inputs`, inferred inputs first (n, co + ext).
+        `input` is the generator's whole input as in `gen_inputs`, inferred inputs first (n, co + ext), or, for a model
+        that takes external input, that alone (n, ext), with inferred inputs at 0. DatasetError for any other width.
         """
         dtype = self.to_factors.weight.dtype
         input, n_inputs = input.to(dtype), self.settings.co_dim + self.n_ext
-        if input.shape[1] != n_inputs:
-            input = nn.functional.pad(input[:, : self.n_ext], (self.settings.co_dim, 0))
+        if input.shape[1] == self.n_ext:
+            input = nn.functional.pad(input, (self.settings.co_dim, 0))
+        elif input.shape[1] != n_inputs:
+            raise DatasetError(
+                f"an input of {input.shape[1]} channels was given; expected {n_inputs} (inferred, then external), or "
+                f"the {self.n_ext} external ones alone"
+            )
         return self.generator(input, state.to(dtype))
 
     def rates(self, state: Float[Tensor, "*n states"], session: str | None = None) -> Float[Tensor, "*n neurons"]:
@@ -620,8 +656,8 @@ class LFADS(Model):
         return self.observation[index].mean(self._distribution(factors, index))
 
     def finish(self, dataset: SpikeDataset | MultiSession) -> None:
-        """Fit the behaviour decoder to the factors of the finished model."""
-        if self.behavior is not None:
+        """Fit the behaviour decoder to the factors of the finished model, unless it is frozen."""
+        if self.behavior is not None and self.behavior.map.weight.requires_grad:
             self._fit_decoder(dataset)
 
     def _fit_decoder(self, dataset: SpikeDataset | MultiSession) -> None:
@@ -660,6 +696,13 @@ def _shift(states: Tensor, lag: int) -> Tensor:
     if lag == 0:
         return states
     return nn.functional.pad(states, (0, 0, lag, -lag))
+
+
+def _padded(mask: Tensor, like: Tensor) -> Tensor:
+    """Mask of held-in values among all values that are predicted, 0 for the others."""
+    whole = torch.zeros_like(like)
+    whole[:, : mask.shape[1], : mask.shape[2]] = mask
+    return whole
 
 
 def _times(value: Tensor, mask: Tensor | None, t: int) -> Tensor:

@@ -95,14 +95,16 @@ def condition_means(trials: Split, bin_s: float | None, smoothing_s: float) -> d
     for condition in np.unique(trials.condition):
         own = counts[trials.condition == condition]
         known = ~np.isnan(own)
-        mean = np.where(known, own, 0).sum(0) / np.maximum(known.sum(0), 1)
-        found[int(condition)] = _smooth(mean, smoothing_s / bin_s if bin_s else 0.0)
+        count = known.sum(0)
+        mean = np.where(known, own, 0).sum(0) / np.maximum(count, 1)
+        found[int(condition)] = _smooth(mean, (count > 0).astype(float), smoothing_s / bin_s if bin_s else 0.0)
     return found
 
 
-def _smooth(values: np.ndarray, deviation: float) -> np.ndarray:
-    if deviation == 0:
+def _smooth(values: np.ndarray, known: np.ndarray, deviation: float) -> np.ndarray:
+    """Weighted mean over bins that are known; a bin that is not takes the nearest ones' values."""
+    if deviation == 0 and known.all():
         return values
     time = np.arange(len(values))
-    kernel = np.exp(-0.5 * ((time[:, None] - time) / deviation) ** 2)
-    return kernel @ values / kernel.sum(1, keepdims=True)
+    kernel = np.exp(-0.5 * ((time[:, None] - time) / max(deviation, 0.1)) ** 2) + 1e-200
+    return kernel @ (values * known) / np.maximum(kernel @ known, 1e-300)

@@ -41,6 +41,12 @@ class _GatedWeights(Cell):
         self.bias_ih = nn.Parameter(torch.empty(n_gates * n_states))
         self.bias_hh = nn.Parameter(torch.empty(n_gates * n_states))
 
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw initial weights and biases as torch does, U(-1/sqrt(states), 1/sqrt(states)), in place."""
+        bound = 1 / math.sqrt(self.n_states)
+        for parameter in self.parameters(recurse=False):
+            parameter.uniform_(-bound, bound, generator=generator)
+
 
 class GRUCell(_GatedWeights):
     r"""Gated recurrent unit with the reset gate after the recurrent product, as in cuDNN and ``torch.nn.GRUCell``.
@@ -48,10 +54,31 @@ class GRUCell(_GatedWeights):
     With :math:`a = W_{ih} u + b_{ih}` and :math:`c = W_{hh} h + b_{hh}`, split into gates r, z, n:
     :math:`r = \sigma(a_r + c_r)`, :math:`z = \sigma(a_z + c_z)`, :math:`n = \tanh(a_n + r \odot c_n)`,
     :math:`h' = (1 - z) \odot n + z \odot h`.
+
+    Parameters
+    ----------
+    n_inputs, n_states
+        As in :class:`Cell`.
+    orthogonal
+        Start with orthogonal recurrent matrices, input weights of variance 1 / inputs, and an update gate that is
+        inclined to keep the state, by a bias of 1; otherwise as torch does.
     """
 
-    def __init__(self, n_inputs: int, n_states: int):
+    def __init__(self, n_inputs: int, n_states: int, orthogonal: bool = False):
         super().__init__(n_inputs, n_states, n_gates=3)
+        self.orthogonal = orthogonal
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw initial weights, in place."""
+        if not self.orthogonal:
+            super().draw_weights(generator)
+            return
+        for block in self.weight_hh.split(self.n_states):
+            nn.init.orthogonal_(block, generator=generator)
+        self.weight_ih.normal_(0, 1 / math.sqrt(max(self.n_inputs, 1)), generator=generator)
+        self.bias_hh.zero_()
+        self.bias_ih.zero_()
+        self.bias_ih[self.n_states : 2 * self.n_states] = 1
 
     def forward(
         self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
