@@ -98,6 +98,92 @@ def test_an_attribute_may_be_longer_than_64_kilobytes(tmp_path):
     assert len(read_hdf5(tmp_path / "a.h5")[1]["provenance"]) == 200_000
 
 
+def test_keys_with_a_slash_lie_in_groups_and_are_read_back_with_it(tmp_path):
+    arrays = {
+        "monday/train_data": np.zeros((50, 40, 30), np.float32),
+        "monday/train_rates": np.arange(6.0),
+        "a/deep/er": np.arange(3),
+        "train_rates": np.ones(2),
+    }
+    write_hdf5(tmp_path / "a.h5", arrays, {"format": "ctdb-x"})
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert set(file) == {"a", "monday", "train_rates"}
+        assert isinstance(file["monday"], h5py.Group)
+        assert file["monday/train_data"].compression == "gzip"
+        assert file["monday/train_rates"].compression is None
+    found, _ = read_hdf5(tmp_path / "a.h5")
+    assert set(found) == set(arrays)
+    for key, value in arrays.items():
+        assert found[key].dtype == value.dtype
+        np.testing.assert_array_equal(found[key], value)
+
+
+ALIASES = {"train_output": "train_rates", "monday/gen_states": "monday/latents"}
+
+
+def test_an_alias_is_a_soft_link_that_other_programs_read_and_we_do_not_list(tmp_path):
+    arrays = {"train_rates": np.arange(6.0), "monday/latents": np.arange(4.0)}
+    write_hdf5(tmp_path / "a.h5", arrays, {"format": "ctdb-output-1"}, ALIASES)
+    with h5py.File(tmp_path / "a.h5") as file:
+        for alias, key in ALIASES.items():
+            assert isinstance(file.get(alias, getlink=True), h5py.SoftLink)
+            assert file[alias] == file[key]  # the same object, not a copy
+            np.testing.assert_array_equal(file[alias][()], arrays[key])
+    assert set(read_hdf5(tmp_path / "a.h5")[0]) == set(arrays)
+
+
+def test_equal_groups_and_aliases_give_equal_bytes(tmp_path):
+    arrays = {"monday/train_data": np.arange(6.0), "train_rates": np.arange(2.0), "monday/latents": np.arange(4.0)}
+    for name in ("one.h5", "two.h5"):
+        write_hdf5(tmp_path / name, arrays, {"format": "ctdb-output-1"}, ALIASES)
+    write_hdf5(tmp_path / "without.h5", arrays, {"format": "ctdb-output-1"})
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+    assert (tmp_path / "one.h5").read_bytes() != (tmp_path / "without.h5").read_bytes()
+
+
+@pytest.mark.parametrize("attributes", [{}, {"format": "other-1"}, {"format": 3}])
+def test_links_of_foreign_files_are_followed(tmp_path, attributes):
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file["elsewhere"] = np.arange(5)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw/spikes"] = np.arange(3)
+        file["train_data"] = h5py.SoftLink("/raw/spikes")
+        file["hard"] = file["raw/spikes"]
+        file["outside"] = h5py.ExternalLink("source.h5", "/elsewhere")
+        file.attrs.update(attributes)
+    found, _ = read_hdf5(tmp_path / "a.h5")
+    expected = {"raw/spikes": 3, "train_data": 3, "hard": 3, "outside": 5}
+    assert {key: value.tolist() for key, value in found.items()} == {k: list(range(n)) for k, n in expected.items()}
+
+
+def dangling(file):
+    file["train_rates"] = h5py.SoftLink("/was/deleted")
+
+
+def dangling_outside(file):
+    file["train_rates"] = h5py.ExternalLink("was_deleted.h5", "/rates")
+
+
+def named_type(file):
+    file["type"] = np.dtype("f8")
+
+
+def link_to_its_own_group(file):
+    file.create_group("folder/deeper")["up"] = h5py.SoftLink("/folder")
+
+
+def link_to_the_root(file):
+    file.create_group("folder")["up"] = h5py.SoftLink("/")
+
+
+@pytest.mark.parametrize("add", [dangling, dangling_outside, named_type, link_to_its_own_group, link_to_the_root])
+def test_what_holds_no_array_in_a_foreign_file_is_passed_over(tmp_path, add):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["train_data"] = np.arange(3)
+        add(file)
+    assert set(read_hdf5(tmp_path / "a.h5")[0]) == {"train_data"}
+
+
 def test_spike_counts_alone_are_compressed(tmp_path):
     counts = np.zeros((50, 40, 30), np.float32)
     write_hdf5(tmp_path / "a.h5", {"train_recon_data": counts, "train_rates": counts}, {})

@@ -111,18 +111,24 @@ def read_hdf5(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read all arrays and root attributes of an HDF5 file; arrays in groups as ``group/name``, our aliases not."""
     with h5py.File(path, "r") as file:
         ours = str(file.attrs.get("format", "")).startswith("ctdb-")
-        return dict(_arrays(file, "", ours)), dict(file.attrs)
+        return dict(_arrays(file, "", ours, ())), dict(file.attrs)
 
 
-def _arrays(group: h5py.Group, prefix: str, skip_links: bool) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(
+    group: h5py.Group, prefix: str, skip_links: bool, above: tuple[h5py.Group, ...]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of a group and of those in it; links that lead nowhere or back up are passed over."""
     for key in group:
         if skip_links and isinstance(group.get(key, getlink=True), h5py.SoftLink):
             continue
-        value = group[key]
+        try:
+            value = group[key]
+        except (KeyError, OSError):
+            continue
         if isinstance(value, h5py.Dataset):
             yield prefix + key, np.asarray(value[()])
-        else:
-            yield from _arrays(value, f"{prefix}{key}/", skip_links)
+        elif isinstance(value, h5py.Group) and value not in (*above, group):
+            yield from _arrays(value, f"{prefix}{key}/", skip_links, (*above, group))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
 """A bad spike file gives one error that says where, what was expected, what was found and what to do."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ctdb.datasets import SpikeDataset, Split, check, read, write
+from ctdb.datasets import SPLITS, SpikeDataset, Split, check, read, write
 from ctdb.errors import DatasetError
 
 pytestmark = pytest.mark.usefixtures("shapes_unchecked")
@@ -12,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 @pytest.fixture
 def arrays(make_dataset, flat_arrays):
     """Eight train trials and four others of 6 bins (9 to predict), 4 held-in and 2 held-out neurons."""
-    return flat_arrays(make_dataset(n_recon_bins=9, per_trial=True, ext_input=2, latents=3, inputs_true=1))
+    return flat_arrays(make_dataset(n_recon_bins=9, per_trial=True, ext_input=2, behavior=2, latents=3, inputs_true=1))
 
 
 def message(call, *arguments) -> str:
@@ -87,9 +90,35 @@ BAD_FILES = {
     "no keys we know": (lambda arrays: arrays.clear(), ["no key 'train_encod_data'", "none to choose from"]),
     "no valid split": (without("valid"), ["no 'valid' split", "'train' and 'valid'", "Split the trials"]),
     "no train split": (without("train"), ["no 'train' split", "'train' and 'valid'"]),
-    "NaN": (
+    "NaN count": (
         put_count("train_encod_data", (2, 3, 1), np.nan),
-        ["train_encod_data holds nan", "trial 2, bin 3, channel 1", "expected finite numbers", "Remove such trials"],
+        [
+            "train_encod_data holds nan",
+            "trial 2, bin 3, channel 1",
+            "expected finite numbers",
+            "Where NaN stands for what was not recorded, set `missing_spikes`; else remove such trials",
+        ],
+    ),
+    "NaN count of a held-out neuron": (
+        put("valid_recon_data", (1, 8, 5), np.nan),
+        ["valid_recon_data holds nan", "trial 1, bin 8, channel 5", "set `missing_spikes`; else remove such trials"],
+    ),
+    "NaN": (
+        put("train_ext_input", (2, 3, 1), np.nan),
+        [
+            "train_ext_input holds nan",
+            "trial 2, bin 3, channel 1",
+            "expected finite numbers",
+            "Remove such trials, or interpolate them, before the file is used",
+        ],
+    ),
+    "infinite count": (
+        put_count("train_encod_data", (2, 3, 1), np.inf),
+        ["train_encod_data holds inf", "trial 2, bin 3, channel 1", "Remove such trials, or interpolate them"],
+    ),
+    "infinite behaviour": (
+        put("test_behavior", (3, 0, 1), -np.inf),
+        ["test_behavior holds -inf", "trial 3, bin 0, channel 1", "Remove such trials, or interpolate them"],
     ),
     "infinite": (
         put("test_latents", (1, 0, 2), np.inf),
@@ -126,6 +155,10 @@ BAD_FILES = {
     "more bins of true rates": (
         in_all("truth", lambda value: np.repeat(value, 2, axis=1)),
         ["train_truth has 18 bins", "train_recon_data has 9"],
+    ),
+    "more bins of behaviour": (
+        in_all("behavior", lambda value: np.repeat(value, 2, axis=1)),
+        ["train_behavior has 18 bins", "train_recon_data has 9", "in the bins of the spikes", "resample or cut it"],
     ),
     "other neurons in true rates": (
         in_all("truth", lambda value: value[:, :, :4]),
@@ -261,3 +294,140 @@ def test_a_split_of_a_dataset_is_found_by_its_name(make_dataset):
     assert isinstance(dataset, SpikeDataset)
     assert isinstance(dataset["valid"], Split)
     assert dataset["valid"] is dataset.splits["valid"]
+
+
+MISSING = [
+    ("train_encod_data", (2, 3, 1), np.nan, None),
+    ("test_recon_data", (3, 8, 5), np.nan, None),
+    ("train_behavior", (0, 0, 0), np.nan, None),
+    ("train_encod_data", (2, 3, 1), np.inf, "train_encod_data holds inf"),
+    ("test_recon_data", (3, 8, 5), -np.inf, "test_recon_data holds -inf"),
+    ("valid_encod_data", (0, 5, 3), -2, "valid_encod_data holds a negative count, -2,"),
+    ("valid_encod_data", (0, 5, 3), 0.25, "valid_encod_data holds a fraction, 0.25,"),
+    ("train_ext_input", (2, 3, 1), np.nan, "train_ext_input holds nan"),
+    ("train_truth", (2, 3, 1), np.nan, "train_truth holds nan"),
+    ("valid_latents", (0, 0, 0), np.nan, "valid_latents holds nan"),
+    ("valid_inputs_true", (0, 0, 0), np.nan, "valid_inputs_true holds nan"),
+]
+
+
+@pytest.mark.parametrize(("key", "position", "value", "expected"), MISSING)
+def test_where_spikes_may_be_missing_counts_alone_may_be_nan_and_nothing_may_be_infinite(
+    key, position, value, expected, arrays, write_raw
+):
+    edit = put_count if key.endswith("encod_data") else put
+    edit(key, position, value)(arrays)
+    path = write_raw(arrays)
+    if expected is None:
+        found = read(path, missing_spikes=True)
+        split, name = key.split("_", 1)
+        assert np.isnan(found[split].arrays()[name][position])
+        assert np.isnan(found[split].arrays()[name]).sum() == 1
+    else:
+        with pytest.raises(DatasetError, match=f"{re.escape(expected)}.* at trial {position[0]}, bin {position[1]}"):
+            read(path, missing_spikes=True)
+
+
+def test_a_missing_held_in_count_must_be_missing_in_both_arrays(arrays, write_raw):
+    arrays["train_encod_data"][2, 3, 1] = np.nan
+    with pytest.raises(DatasetError, match="first 4 neurons of train_recon_data differ from train_encod_data"):
+        read(write_raw(arrays), missing_spikes=True)
+
+
+def lacking(dataset, split, seen):
+    """Dataset whose counts of one split are recorded where `seen` says so, a boolean per trial, bin and neuron."""
+    old = dataset[split]
+    recon = np.where(seen, old.recon_data, np.float32(np.nan))
+    encod = recon[:, : old.encod_data.shape[1], : old.encod_data.shape[2]]
+    new = replace(old, encod_data=encod, recon_data=recon)
+    return replace(dataset, splits={**dataset.splits, split: new}, missing_spikes=True)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_without_any_recorded_value_is_refused(split, make_dataset):
+    dataset = make_dataset(n_recon_bins=9)
+    nothing = lacking(dataset, split, np.zeros(dataset[split].recon_data.shape, bool))
+    assert f"there: {split}_recon_data holds no recorded value; remove the split or the session" in message(
+        check, nothing, "there"
+    )
+
+
+def test_a_value_in_padding_is_no_recorded_value(make_dataset):
+    dataset = make_dataset()
+    seen = np.zeros(dataset["train"].recon_data.shape, bool)
+    seen[:, 4:] = True
+    check(lacking(dataset, "train", seen), "there")
+    padded = replace(dataset["train"], n_bins=np.full(dataset["train"].n_trials, 4))
+    others = {name: replace(dataset[name], n_bins=np.full(dataset[name].n_trials, 6)) for name in ("valid", "test")}
+    dataset = replace(dataset, splits={"train": padded, **others})
+    assert "train_recon_data holds no recorded value" in message(check, lacking(dataset, "train", seen), "there")
+
+
+def test_one_recorded_value_is_enough(make_dataset):
+    dataset = make_dataset()
+    seen = np.zeros(dataset["valid"].recon_data.shape, bool)
+    seen[1, 2, 3] = True
+    check(lacking(dataset, "valid", seen), "there")
+
+
+def test_a_signal_need_not_be_counts(make_dataset):
+    dataset = make_dataset()
+    for split in dataset.splits.values():
+        split.recon_data[...] -= 0.3
+        split.encod_data[...] -= 0.3
+    assert "a negative count" in message(check, dataset, "there")
+    signal = replace(dataset, signal="continuous")
+    assert check(signal, "there") is signal
+    for value, found in ((np.nan, "holds nan"), (np.inf, "holds inf")):
+        before = signal["train"].recon_data[1, 0, 5]
+        signal["train"].recon_data[1, 0, 5] = value
+        assert found in message(check, signal, "there")
+        signal["train"].recon_data[1, 0, 5] = before
+
+
+def test_a_signal_may_have_missing_values_and_needs_samples(make_dataset):
+    dataset = replace(make_dataset(), signal="continuous")
+    seen = np.ones(dataset["train"].recon_data.shape, bool)
+    seen[:, :, 1] = False
+    check(lacking(dataset, "train", seen), "there")
+    empty = {name: replace(split, encod_data=split.encod_data[:, :0]) for name, split in dataset.splits.items()}
+    assert "train_encod_data is empty" in message(check, replace(dataset, splits=empty), "there")
+
+
+@pytest.mark.parametrize(("n_bins", "accepted"), [(9, True), (6, True), (7, False), (5, False), (10, False)])
+def test_behaviour_has_the_bins_that_a_model_predicts_or_sees(n_bins, accepted, make_dataset):
+    dataset = make_dataset(n_recon_bins=9)
+    splits = {
+        name: replace(split, behavior=np.zeros((split.n_trials, n_bins, 2), np.float32))
+        for name, split in dataset.splits.items()
+    }
+    dataset = replace(dataset, splits=splits)
+    if accepted:
+        assert check(dataset, "there").n_behaviors == 2
+    else:
+        found = message(check, dataset, "there")
+        assert f"train_behavior has {n_bins} bins but train_recon_data has 9" in found
+
+
+def test_the_number_of_behaviour_channels_is_told(make_dataset):
+    assert make_dataset(behavior=3).n_behaviors == 3
+    assert make_dataset().n_behaviors == 0
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_observed_is_what_is_neither_padding_nor_missing(padded, make_dataset):
+    split = make_dataset(n_recon_bins=9, per_trial=padded)["train"]
+    split.recon_data[np.random.default_rng(1).random(split.recon_data.shape) < 0.3] = np.nan
+    found = split.observed()
+    assert found.shape == split.recon_data.shape
+    assert found.dtype == bool
+    for trial, b, neuron in np.ndindex(found.shape):
+        in_trial = not padded or b < split.n_bins[trial]
+        assert found[trial, b, neuron] == (in_trial and split.recon_data[trial, b, neuron] >= 0)
+    assert 0 < found.sum() < found.size
+
+
+def test_a_dataset_is_its_own_only_session(make_dataset):
+    dataset = make_dataset()
+    assert list(dataset.sessions) == [""]
+    assert dataset.sessions[""] is dataset

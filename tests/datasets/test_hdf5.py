@@ -1,6 +1,7 @@
 """The dataset format: what is written, what is read back, and the files of other programs."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -25,6 +26,10 @@ def full_dataset(make_dataset):
     )
 
 
+def facts(dataset: SpikeDataset):
+    return (dataset.bin_s, dict(dataset.names), dict(dataset.provenance), dataset.missing_spikes, dataset.signal)
+
+
 def assert_same(first: SpikeDataset, second: SpikeDataset):
     assert list(first.splits) == list(second.splits)
     for name in first.splits:
@@ -33,11 +38,7 @@ def assert_same(first: SpikeDataset, second: SpikeDataset):
         for key in one:
             assert one[key].dtype == other[key].dtype, key
             np.testing.assert_array_equal(one[key], other[key], err_msg=f"{name}_{key}")
-    assert (first.bin_s, dict(first.names), dict(first.provenance)) == (
-        second.bin_s,
-        dict(second.names),
-        dict(second.provenance),
-    )
+    assert facts(first) == facts(second)
 
 
 def test_what_is_written_is_read_back_exactly(full_dataset, tmp_path):
@@ -222,3 +223,98 @@ def test_a_per_trial_number_that_is_not_whole_is_refused(value, make_dataset, wr
     arrays["valid_trial"][0] = value
     with pytest.raises(DatasetError, match="valid_trial must hold one whole number per trial"):
         read(write_raw(arrays))
+
+
+def with_missing_spikes(dataset, share=0.2):
+    """NaN at random, the same in what is seen and what is predicted."""
+    drawn = np.random.default_rng(4)
+    for split in dataset.splits.values():
+        split.recon_data[drawn.random(split.recon_data.shape) < share] = np.nan
+        split.encod_data[...] = split.recon_data[:, : split.encod_data.shape[1], : split.encod_data.shape[2]]
+    return replace(dataset, missing_spikes=True)
+
+
+def test_missing_spikes_are_written_and_read_back_without_being_asked_for(full_dataset, tmp_path):
+    dataset = with_missing_spikes(full_dataset)
+    write(tmp_path / "d.h5", dataset)
+    assert_same(read(tmp_path / "d.h5"), dataset)
+    with h5py.File(tmp_path / "d.h5") as file:
+        assert file.attrs["missing_spikes"]
+    write(tmp_path / "again.h5", read(tmp_path / "d.h5"))
+    assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "d.h5").read_bytes()
+
+
+def test_missing_spikes_are_not_written_unless_the_dataset_has_them(full_dataset, tmp_path):
+    dataset = replace(with_missing_spikes(full_dataset), missing_spikes=False)
+    with pytest.raises(DatasetError, match=r"train_encod_data holds nan .*set `missing_spikes`"):
+        write(tmp_path / "d.h5", dataset)
+    assert not (tmp_path / "d.h5").exists()
+
+
+def test_our_file_says_itself_whether_spikes_are_missing_and_what_its_values_are(make_dataset, tmp_path):
+    write(tmp_path / "d.h5", make_dataset())
+    found = read(tmp_path / "d.h5", missing_spikes=True, signal="continuous")
+    assert (found.missing_spikes, found.signal) == (False, "spikes")
+
+
+def test_a_continuous_signal_is_written_and_read_back(full_dataset, tmp_path):
+    dataset = with_missing_spikes(replace(full_dataset, signal="continuous"))
+    for split in dataset.splits.values():
+        split.recon_data[...] -= 0.4
+        split.encod_data[...] -= 0.4
+    write(tmp_path / "d.h5", dataset)
+    assert_same(read(tmp_path / "d.h5"), dataset)
+    with h5py.File(tmp_path / "d.h5") as file:
+        assert file.attrs["signal"] == "continuous"
+
+
+def test_a_foreign_signal_is_read_where_it_is_asked_for(make_dataset, flat_arrays, write_raw):
+    source = make_dataset(truth=False)
+    arrays = {key: value - 0.4 for key, value in flat_arrays(source).items()}
+    with pytest.raises(DatasetError, match="a negative count"):
+        read(write_raw(arrays))
+    found = read(write_raw(arrays), signal="continuous")
+    assert (found.signal, found.missing_spikes) == ("continuous", False)
+    np.testing.assert_array_equal(found["test"].recon_data, arrays["test_recon_data"])
+
+
+def test_missing_spikes_of_a_foreign_file_are_read_where_they_are_asked_for(make_dataset, flat_arrays, write_raw):
+    source = with_missing_spikes(make_dataset())
+    path = write_raw(flat_arrays(source), {"missing_spikes": True, "signal": "continuous"})  # not the file's to say
+    with pytest.raises(DatasetError, match=r"train_encod_data holds nan .*set `missing_spikes`"):
+        read(path)
+    found = read(path, missing_spikes=True)
+    assert (found.missing_spikes, found.signal) == (True, "spikes")
+    for name, split in source.splits.items():
+        np.testing.assert_array_equal(found[name].encod_data, split.encod_data)
+        np.testing.assert_array_equal(found[name].recon_data, split.recon_data)
+
+
+def test_the_first_bin_of_each_window_is_read_back_as_whole_numbers(make_dataset, tmp_path):
+    dataset = make_dataset()
+    splits = {name: replace(split, start=7 * np.arange(split.n_trials)) for name, split in dataset.splits.items()}
+    write(tmp_path / "d.h5", replace(dataset, splits=splits))
+    found = read(tmp_path / "d.h5")["train"]
+    assert found.start.dtype == np.int64
+    assert found.start.tolist() == [7 * trial for trial in range(found.n_trials)]
+    assert found.take(np.array([3, 1])).start.tolist() == [21, 7]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int16])
+def test_short_behaviour_of_band_is_padded_with_nan(dtype, make_dataset, write_raw, flat_arrays):
+    arrays = flat_arrays(make_dataset(behavior=2, n_recon_bins=12, n_bins=8))
+    arrays |= {key: (10 * value[:, :7]).astype(dtype) for key, value in arrays.items() if key.endswith("behavior")}
+    found = read(write_raw(arrays))
+    for split in SPLITS:
+        behavior = found[split].behavior
+        assert behavior.shape[1] == 12
+        np.testing.assert_array_equal(behavior[:, :7], arrays[f"{split}_behavior"].astype(np.float32))
+        assert np.isnan(behavior[:, 7:]).all()
+
+
+def test_our_own_short_behaviour_stays_as_it_is(make_dataset, tmp_path):
+    dataset = make_dataset(behavior=2, n_recon_bins=12, n_bins=8)
+    splits = {name: replace(split, behavior=split.behavior[:, :8]) for name, split in dataset.splits.items()}
+    dataset = replace(dataset, splits=splits)
+    write(tmp_path / "d.h5", dataset)
+    assert_same(read(tmp_path / "d.h5"), dataset)

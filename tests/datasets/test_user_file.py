@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.special import gammaln
 
-from ctdb.datasets import FileSettings, prepare_file, read, write
+from ctdb.datasets import FileSettings, MultiSession, SpikeDataset, prepare_file, read, write
+from ctdb.datasets.kind import DATASETS
 from ctdb.errors import DatasetError
 
 LORENZ_KEYS = {
@@ -375,3 +376,52 @@ def test_neuron_names_and_provenance_of_our_own_format_are_kept(make_dataset, tm
     order = [source["train"].recon_data[0].T.tolist().index(row) for row in dataset["train"].recon_data[0].T.tolist()]
     assert dataset.names["neurons"] == ["abcd"[i] for i in order]
     assert dataset.provenance["source_provenance"] == {"made": "by hand"}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_counts_that_are_not_recorded_are_kept_where_they_are_expected(make_dataset, write_raw, flat_arrays, mapped):
+    arrays = flat_arrays(make_dataset(n_heldout=0, truth=False))
+    for key in ("train_recon_data", "train_encod_data"):
+        arrays[key][1, 2:4, 3] = np.nan
+    path = write_raw(arrays)
+    keys = {"recon_data": "{split}_recon_data"} if mapped else None
+    assert "Where NaN stands for what was not recorded, set `missing_spikes`" in message(settings(keys=keys), path)
+    found = prepare_file(settings(keys=keys, missing_spikes=True), path)
+    assert found.missing_spikes
+    np.testing.assert_array_equal(found["train"].recon_data, arrays["train_recon_data"])
+    held = prepare_file(settings(keys=keys, missing_spikes=True, n_heldout=2), path)
+    order = [int(name.removeprefix("neuron ")) for name in held.names["neurons"]]
+    np.testing.assert_array_equal(held["train"].recon_data, arrays["train_recon_data"][:, :, order])
+    assert held.missing_spikes
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_signal_that_is_no_count_is_taken_where_it_is_said(make_dataset, write_raw, flat_arrays, tmp_path, mapped):
+    arrays = {key: value - 0.25 for key, value in flat_arrays(make_dataset(n_heldout=0, truth=False)).items()}
+    path = write_raw(arrays)
+    keys = {"recon_data": "{split}_recon_data"} if mapped else None
+    assert "holds a negative count, -0.25" in message(settings(keys=keys), path)
+    found = prepare_file(settings(keys=keys, signal="continuous"), path)
+    assert found.signal == "continuous"
+    np.testing.assert_array_equal(found["train"].recon_data, arrays["train_recon_data"])
+    write(tmp_path / "written.h5", found)
+    assert read(tmp_path / "written.h5").signal == "continuous"
+    missing = message(settings(keys=keys, signal="continuous"), write_raw({**arrays, "train_recon_data": np.where(arrays["train_recon_data"] > 2, np.nan, arrays["train_recon_data"])}, name="nan.h5"))  # fmt: skip
+    assert "nan" in missing
+
+
+def test_a_file_of_several_sessions_is_refused(make_dataset, tmp_path):
+    path = tmp_path / "several.h5"
+    write(path, MultiSession({"monday": make_dataset(), "friday": make_dataset(n_heldin=5)}))
+    found = message(settings(), path)
+    assert "holds the sessions ['monday', 'friday']" in found
+    assert "join them by one of kind `sessions`" in found
+
+
+def test_the_kind_is_known_by_its_name(plain_file):
+    kind = DATASETS["file"]
+    chosen = kind.Settings(kind="file", path="here.h5", n_heldout=2)
+    assert kind.sources(chosen) == [("file", "here.h5")]
+    made = kind.prepare(chosen, [plain_file])
+    assert isinstance(made, SpikeDataset)
+    assert made.names == prepare_file(chosen, plain_file).names

@@ -105,22 +105,24 @@ def settings(**changed):
 
 
 def trained_by_hand(module, train_data, valid_data, options, seed):
-    """Plain loop: Adam, gradients clipped, the best valid epoch kept. Noise and order seeded as documented."""
+    """Plain loop: Adam or AdamW, gradients clipped, the best valid epoch kept. Noise and order seeded as documented."""
     from ctdb.seeds import derive
 
-    adam = torch.optim.Adam(module.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    adam = kind(module.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, eps=options.epsilon)
     rows, best, weights = [], math.inf, None
     for epoch in range(options.max_epochs):
         noise = generator(derive("training noise", seed, epoch))
         train_data.set_epoch(epoch)
         module.train()
-        total = 0.0
+        total = largest = 0.0
         for batch in train_data:
             adam.zero_grad()
             loss = module.loss(batch, noise)
             loss.backward()
+            norm = torch.sqrt(sum((p.grad**2).sum() for p in module.parameters()))
+            largest = max(largest, float(norm))
             if options.gradient_clip is not None:
-                norm = torch.sqrt(sum((p.grad**2).sum() for p in module.parameters()))
                 for p in module.parameters():
                     p.grad *= min(1.0, options.gradient_clip / (float(norm) + 1e-6))
             adam.step()
@@ -128,14 +130,26 @@ def trained_by_hand(module, train_data, valid_data, options, seed):
         module.eval()
         with torch.no_grad():
             valid = sum(module.loss(batch, None).item() * len(batch["x"]) for batch in valid_data)
-        rows.append((epoch, total / train_data.n_trials, valid / valid_data.n_trials))
+        rows.append((epoch, total / train_data.n_trials, valid / valid_data.n_trials, largest))
         if rows[-1][2] < best:
             best, weights = rows[-1][2], {name: value.clone() for name, value in module.state_dict().items()}
     return rows, weights
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_clip": None}, {"gradient_clip": 0.05}, {"weight_decay": 0.3}, {"learning_rate": 0.7}]
+    "options",
+    [
+        {},
+        {"gradient_clip": None},
+        {"gradient_clip": 0.05},
+        {"weight_decay": 0.3},
+        {"learning_rate": 0.7},
+        {"epsilon": 0.3},  # so large that Adam's steps follow the size of the gradient
+        {"epsilon": 0.3, "gradient_clip": 0.4},
+        {"optimizer": "adamw", "weight_decay": 0.3},
+        {"optimizer": "adamw", "weight_decay": 0.3, "epsilon": 0.3, "gradient_clip": None},
+    ],
+    ids=str,
 )
 def test_training_equals_a_plain_loop_with_adam(options, tmp_path):
     options = settings(**options)
@@ -145,6 +159,7 @@ def test_training_equals_a_plain_loop_with_adam(options, tmp_path):
     assert result.history["epoch"].tolist() == list(range(10))
     np.testing.assert_allclose(result.history["train_loss"], [row[1] for row in rows], rtol=1e-5)
     np.testing.assert_allclose(result.history["valid_loss"], [row[2] for row in rows], rtol=1e-5)
+    np.testing.assert_allclose(result.history["gradient_norm"], [row[3] for row in rows], rtol=1e-4)
     assert (result.history["learning_rate"] == options.learning_rate).all()
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-6)
@@ -152,6 +167,7 @@ def test_training_equals_a_plain_loop_with_adam(options, tmp_path):
     assert result.diverged is None
     written = pd.read_csv(tmp_path / "history.csv")
     pd.testing.assert_frame_equal(written, result.history, check_exact=True)
+    assert list(written) == ["epoch", "train_loss", "valid_loss", "learning_rate", "gradient_norm"]
 
 
 class Scripted(nn.Module):
@@ -187,6 +203,7 @@ def test_patience_stops_early_and_the_best_epoch_is_kept(tmp_path):
     assert result.facts() == {
         "status": "ok",
         "reason": "",
+        "warnings": [],
         "n_epochs": 6,
         "best_epoch": 2,
         "best_valid_loss": pytest.approx(3.0),

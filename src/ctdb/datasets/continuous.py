@@ -41,6 +41,7 @@ class ContinuousSettings(FileBased):
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.1, gt=0, lt=1)
     missing_spikes: bool = False
+    signal: Literal["spikes", "continuous"] = "spikes"
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -107,7 +108,7 @@ class Continuous(DatasetKind):
             splits[split] = Split(encod_data=recon[:, :, :n_heldin].copy(), recon_data=recon, start=start, **known)
         provenance = settings.model_dump(exclude={"path", "optional"}) | {"source": Path(path).name, "n_bins": n_bins}
         names = {"neurons": [f"neuron {i}" for i in order]}
-        dataset = SpikeDataset(splits, float(bin_s), names, provenance, settings.missing_spikes)
+        dataset = SpikeDataset(splits, float(bin_s), names, provenance, settings.missing_spikes, settings.signal)
         return check(dataset, str(path))
 
 

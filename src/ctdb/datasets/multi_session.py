@@ -41,7 +41,7 @@ def check_sessions(dataset: MultiSession, where: str) -> MultiSession:
     if not dataset.sessions:
         raise DatasetError(f"{where}: there is no session; name at least one")
     for name, session in dataset.sessions.items():
-        if not name or "/" in name or name.split("_")[0] in ("train", "valid", "test"):
+        if name in ("", ".", "..") or "/" in name or name.split("_")[0] in ("train", "valid", "test"):
             raise DatasetError(f"{where}: {name!r} cannot name a session; use letters and digits, and no split's name")
         check(session, f"{where}: session {name!r}")
     first, reference = next(iter(dataset.sessions.items()))

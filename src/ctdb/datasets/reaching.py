@@ -55,9 +55,10 @@ class ReachingSettings(FileBased):
 class Reaching(DatasetKind):
     """Windows of `n_bins` bins, from the trial's start or from movement onset, `bins_before` earlier.
 
-    Onset is the first bin whose speed reaches `onset_share` of the trial's peak. Trials without a whole window are
-    left out, and counted in the provenance. Units below `min_rate_hz` in the train trials are left out. The test
-    trials are those whose number modulo `n_folds` is `fold`, as in BAND's cross-validation.
+    Onset is the first bin whose speed reaches `onset_share` of the trial's peak. Trials without a whole window, or
+    whose speed is not known up to its peak where onset is asked for, are left out, and counted in the provenance.
+    Units below `min_rate_hz` in the train trials are left out. The test trials are those whose number modulo `n_folds`
+    is `fold`, as in BAND's cross-validation.
     """
 
     Settings = ReachingSettings
@@ -79,6 +80,13 @@ class Reaching(DatasetKind):
         bin_s = settings.bin_s or attributes.get("bin_s")
         if bin_s is None:
             raise DatasetError(f"{path}: the file does not tell its bin width; give `bin_s` (seconds)")
+        whole_numbers = [keys.n_bins, *([keys.condition] if keys.condition else [])]
+        for key in whole_numbers:
+            if not (np.isfinite(arrays[key]).all() and (arrays[key] == np.round(arrays[key])).all()):
+                raise DatasetError(f"{path}: {key!r} must hold one whole number for each trial; number the conditions")
+        for key in per_bin:
+            if arrays[key].ndim != 2:
+                raise DatasetError(f"{path}: {key!r} has shape {arrays[key].shape}; expected (bins, channels)")
         lengths = arrays[keys.n_bins].astype(np.int64)
         for key in per_bin:
             if len(arrays[key]) != lengths.sum():
@@ -135,8 +143,14 @@ def _begin(settings: ReachingSettings, velocity: np.ndarray, first: np.ndarray, 
         return np.zeros(len(lengths), np.int64)
     speed = np.linalg.norm(velocity, axis=1)
     trials = [speed[start : start + length] for start, length in zip(first, lengths, strict=True)]
-    onset = np.array([np.argmax(one >= settings.onset_share * one.max()) for one in trials])
-    return onset - settings.bins_before
+    onset = np.array([_onset(one, settings.onset_share) for one in trials])
+    return np.where(onset < 0, -1, onset - settings.bins_before)
+
+
+def _onset(speed: np.ndarray, share: float) -> int:
+    """First bin that reaches the share of the highest speed; -1 where that is not known."""
+    known = np.nan_to_num(speed, nan=-1.0)
+    return -1 if np.isnan(speed[: known.argmax() + 1]).any() else int(np.argmax(known >= share * known.max()))
 
 
 def _members(settings: ReachingSettings, trial: np.ndarray) -> dict[str, np.ndarray]:

@@ -63,7 +63,16 @@ def _session(session: SpikeDataset, name: str, settings: ShuffledSettings) -> Sp
 
 
 def _behavior(trials: Split, rng: np.random.Generator) -> Split:
-    return replace(trials, behavior=trials.behavior[rng.permutation(trials.n_trials)])
+    if trials.n_trials < 2:
+        raise DatasetError("a split of one trial cannot be shuffled; use a larger share of the trials")
+    behavior = trials.behavior
+    if trials.n_bins is not None:  # what stands in the padding of a trial is not known
+        in_trial = np.arange(behavior.shape[1]) < trials.n_bins[:, None]
+        behavior = np.where(in_trial[..., None], behavior, np.nan).astype(behavior.dtype)
+    order = rng.permutation(trials.n_trials)
+    given = np.empty_like(behavior)
+    given[order] = behavior[np.roll(order, 1)]  # along a random circle, so that no trial keeps its own
+    return replace(trials, behavior=given)
 
 
 def _neurons(trials: Split, rng: np.random.Generator) -> Split:

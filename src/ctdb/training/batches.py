@@ -96,13 +96,19 @@ class SessionBatches:
         return -(-sum(self._n_trials.values()) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, dict[str, Tensor]]]:
-        parts = {}
+        parts, next_step = {}, 0
         for name, n_trials in self._n_trials.items():
             order = torch.arange(n_trials)
             if self.shuffle_seed is not None:
                 seed = derive("epoch order", self.shuffle_seed, self.epoch, name)
                 order = torch.randperm(n_trials, generator=torch.Generator().manual_seed(seed))
-            parts[name] = order.tensor_split(len(self))
+            # Where the trials do not divide evenly, the next session's rest goes on where the last one's ended.
+            each, rest = divmod(n_trials, len(self))
+            sizes = [each] * len(self)
+            for _ in range(rest):
+                sizes[next_step] += 1
+                next_step = (next_step + 1) % len(self)
+            parts[name] = order.split(sizes)
         for step in range(len(self)):
             yield {
                 name: {key: value[part[step].to(value.device)] for key, value in self.sessions[name].items()}

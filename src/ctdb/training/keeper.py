@@ -75,7 +75,8 @@ class Keeper(pl.Callback):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.columns = [*COLUMNS, *means]
         self.rows.append([epoch, train_loss, valid_loss, rate, float(pl_module.gradient_norm), *means.values()])
-        if not (math.isfinite(train_loss) and math.isfinite(valid_loss)):
+        spoilt = math.isfinite(float(pl_module.first_bad_gradient))  # and with it the weights
+        if spoilt or not (math.isfinite(train_loss) and math.isfinite(valid_loss)):
             self._stop_diverged(trainer, pl_module)
             return
         before = valid_loss if math.isnan(self.smoothed) else self.smoothed
@@ -150,10 +151,13 @@ class Keeper(pl.Callback):
     def _stop_diverged(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = dict(zip(self.columns, self.rows[-1], strict=True))
         epoch, step, of_gradient = row["epoch"], float(pl_module.first_bad_step), float(pl_module.first_bad_gradient)
-        bad_terms = [name for name in self.columns[len(COLUMNS) :] if not math.isfinite(row[name])]
+        first = {name: float(value) for name, value in pl_module.first_bad_term.items()}
+        bad_terms = [name for name, value in first.items() if value == step < math.inf]
+        if not math.isfinite(step):
+            bad_terms = [name for name in self.columns[len(COLUMNS) :] if not math.isfinite(row[name])]
         if of_gradient < step:
             what, where = "gradient", f"training step {of_gradient:.0f} (epoch {epoch})"
-            value = "NaN or infinite, and then the loss"
+            value = "NaN or infinite"
         else:
             what, where = "loss", f"training step {step:.0f} (epoch {epoch})"
             if not math.isfinite(step):

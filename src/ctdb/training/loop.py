@@ -240,22 +240,27 @@ class _LightningModule(pl.LightningModule):
         if hasattr(self.module, "start_epoch"):
             self.module.start_epoch(self.current_epoch)
         self.means = {}
+        self.first_bad_term: dict[str, Tensor] = {}
         self.gradient_norm = torch.zeros((), device=self.device)
         self.first_bad_step, self.first_bad_gradient = torch.full((2,), math.inf, device=self.device)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         loss = self._measured("train", batch, self.trainer.train_dataloader)
-        # Kept on the device and read once per epoch: asking here would make a GPU wait in every step.
-        step = self.first_bad_step.clamp(max=self.global_step)
-        self.first_bad_step = torch.where(loss.detach().isfinite(), self.first_bad_step, step)
+        self.first_bad_step = self._first_bad(self.first_bad_step, loss.detach())
         return loss
+
+    def _first_bad(self, before: Tensor, value: Tensor) -> Tensor:
+        """First step at which a value was not finite, given that of the steps before; infinite for none.
+
+        Kept on the device and read once per epoch: asking in every step would make a GPU wait.
+        """
+        return torch.where(value.isfinite(), before, before.clamp(max=self.global_step))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm = torch.maximum(self.gradient_norm, norm)
-        step = self.first_bad_gradient.clamp(max=self.global_step)
-        self.first_bad_gradient = torch.where(norm.isfinite(), self.first_bad_gradient, step)
+        self.first_bad_gradient = self._first_bad(self.first_bad_gradient, norm)
         if self.settings.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.settings.gradient_clip, norm)
 
@@ -272,6 +277,9 @@ class _LightningModule(pl.LightningModule):
         for name, value in {"loss": loss, **terms}.items():
             key = f"{phase}_{name}"
             self.means[key] = self.means.get(key, 0.0) + value.detach() * share
+            if phase == "train" and name != "loss":
+                never = torch.full_like(self.first_bad_step, math.inf)
+                self.first_bad_term[key] = self._first_bad(self.first_bad_term.get(key, never), value.detach())
         return loss
 
 
