@@ -41,6 +41,32 @@ figures:
   table: {kind: score_table, dataset: flip}
 """
 
+RECORDINGS = """
+results: results
+datasets:
+  flow: {kind: lorenz, n_conditions: 2, n_trials_per_condition: 5, n_bins: 8, n_heldin: 5, n_heldout: 1}
+  wave:
+    {kind: continuous, path: data/wave.h5, keys: {behavior: hand}, bin_s: 0.02, window_bins: 8, overlap_bins: 5,
+     block_bins: 20, n_heldout: 1}
+  calcium: {kind: file, path: data/calcium.h5, bin_s: 0.05, keys: {recon_data: "{split}_dff"}, signal: continuous}
+models:
+  lfads: &tiny
+    {kind: lfads, gen_dim: 4, fac_dim: 3, ic_enc_dim: 3, ic_dim: 2, ci_enc_dim: 3, con_dim: 3, co_dim: 1, n_samples: 2,
+     training: &once {max_epochs: 1, batch_size: 8}}
+  first: {<<: *tiny, kl_ic_scale: 0.5}
+  tuned: {<<: *tiny, initial_fit: {dataset: flow, model: first}, freeze: [generator]}
+  gamma: {<<: *tiny, observation: {kind: gamma}}
+  band: {<<: *tiny, kind: band}
+  sae: {kind: sae_gru, latent_size: 3, encoder_size: 3, training: *once}
+fits:
+  - {datasets: [flow], models: [lfads, first, tuned, sae]}
+  - {datasets: [wave], models: [band]}
+  - {datasets: [calcium], models: [gamma]}
+figures:
+  inputs: {kind: controls, dataset: wave, models: [band]}
+"""
+"""Of models and recordings that `CONFIG` does not have."""
+
 
 class Project:
     """A folder in which snakemake runs on its own copy of the code."""
@@ -67,9 +93,9 @@ class Project:
             self.command(), cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-    def planned(self) -> dict[str, int]:
+    def planned(self, *targets: str) -> dict[str, int]:
         """Jobs that a run would do, by rule."""
-        done = self.run("--dry-run")
+        done = self.run("--dry-run", *targets)
         assert done.returncode == 0, done.stderr
         table = re.search(r"^job +count\n[- ]+\n(.*?)\ntotal", done.stdout + done.stderr, re.DOTALL | re.MULTILINE)
         if table is None:
@@ -79,8 +105,17 @@ class Project:
 
     def planned_outputs(self, rule: str) -> str:
         """What a run would make with one rule."""
-        text = self.run("--dry-run").stdout
-        return "\n".join(re.findall(rf"^(?:local)?rule {rule}:\n.*?output: (.*?)\n", text, re.DOTALL | re.MULTILINE))
+        return "\n".join(self.outputs_by_rule().get(rule, []))
+
+    def outputs_by_rule(self, *targets: str) -> dict[str, list[str]]:
+        """What a run would make, one text for each job, by rule."""
+        done = self.run("--dry-run", *targets)
+        assert done.returncode == 0, done.stderr
+        _, *blocks = re.split(r"^(?:local)?rule (\w+):\n", done.stdout, flags=re.MULTILINE)
+        outputs: dict[str, list[str]] = {}
+        for rule, block in zip(blocks[::2], blocks[1::2], strict=True):
+            outputs.setdefault(rule, []).extend(re.findall(r"^ +output: (.*)$", block, re.MULTILINE))
+        return outputs
 
     def edit(self, file: str, old: str, new: str) -> None:
         path = self.folder / file
@@ -99,17 +134,21 @@ class Project:
         return {str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
-def lay_out(folder: Path) -> Project:
-    """Copy the code into `folder` and add the small configuration and a user's file."""
+def lay_out(folder: Path, config: str = CONFIG) -> Project:
+    """Copy the code into `folder` and add a small configuration and users' files."""
     folder.mkdir(parents=True)
     for name in ("src/ctdb", "workflow"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "profiles").symlink_to("workflow/profiles")
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(config)
     (folder / "data").mkdir()
     rng = np.random.default_rng(0)
     with h5py.File(folder / "data/mine.h5", "w") as file:
         file["train_spikes"] = rng.poisson(0.5, (20, 12, 6))
         file["valid_spikes"] = rng.poisson(0.5, (8, 12, 6))
+    with h5py.File(folder / "data/wave.h5", "w") as file:
+        file["spikes"], file["hand"] = rng.poisson(0.5, (212, 6)), rng.normal(size=(212, 2))
+    with h5py.File(folder / "data/calcium.h5", "w") as file:
+        file["train_dff"], file["valid_dff"] = rng.gamma(2, 0.3, (20, 8, 4)), rng.gamma(2, 0.3, (6, 8, 4))
     return Project(folder)

@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from ctdb import config
-from ctdb.config import DATASET_KINDS, FitsEntry, data_path, load
+from ctdb.config import FitsEntry, data_path, load
+from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError
 from ctdb.figures import FIGURES
 from ctdb.models import MODELS
+from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
 from ctdb.tasks import TASKS
 
@@ -39,12 +41,36 @@ figures:
 """
 
 
+SESSIONS = """
+datasets:
+  first: {kind: lorenz, n_conditions: 2}
+  second: {kind: lorenz, seed: 1}
+  both: {kind: sessions, datasets: [first, second]}
+  hand: {kind: reaching, path: hand.h5, n_bins: 5}
+  wave: {kind: continuous, path: wave.h5, window_bins: 5, block_bins: 10}
+  control: {kind: shuffled, dataset: hand, shuffle: behavior}
+models:
+  lfads: {kind: lfads}
+  joint: {kind: lfads, readin: {kind: linear}}
+  band: {kind: band, observation: {kind: gamma}}
+  tuned: {kind: lfads, initial_fit: {dataset: first, model: lfads}, freeze: [generator]}
+  sae: {kind: sae_gru}
+fits:
+  - {datasets: [first], models: [lfads, sae]}
+  - {datasets: [both], models: [joint]}
+  - {datasets: [second], models: [tuned]}
+  - {datasets: [hand, control], models: [band]}
+figures:
+  inputs: {kind: controls, dataset: both, models: [joint], session: first}
+"""
+
+
 @pytest.fixture
 def written(tmp_path):
     """Write a configuration, changed by (old, new) pairs of text, and return its path."""
 
-    def write(*changes: tuple[str, str]) -> Path:
-        text = GOOD
+    def write(*changes: tuple[str, str], base: str = GOOD) -> Path:
+        text = base
         for old, new in changes:
             assert old in text
             text = text.replace(old, new, 1)
@@ -150,6 +176,131 @@ def test_each_mistake_is_told_with_its_path_and_the_nearest_name(written, old, n
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("kind: lorenz, n", "kind: lorentz, n", "datasets.first.kind: no kind is called 'lorentz'; did you mean 'lorenz'?"),
+        ("n_conditions", "n_condition", "datasets.first.n_condition: unknown key; did you mean 'n_conditions'?"),
+        ("[first, second]", "[first, control, both]", "datasets.both: is made from itself; break the circle"),
+        ("[first, second]", "[first, first]", "datasets.both: each session is listed once"),
+        ("[first, second]", "[]", "datasets.both.datasets: List should have at least 1 item"),
+        ("[first, second]", "first", "datasets.both.datasets: Input should be a valid list; found 'first'"),
+        ("[first, second]", "[first, secnd]", "no dataset is called 'secnd'; did you mean 'second'?"),
+        ("dataset: hand", "dataset: hnd", "datasets.control.dataset: no dataset is called 'hnd'; did you mean 'hand'?"),
+        ("dataset: hand", "dataset: control", "datasets.control: is made from itself; break the circle"),
+        ("shuffle: behavior", "shuffle: trials", "datasets.control.shuffle: Input should be 'behavior' or 'neurons'; found 'trials'"),
+        ("n_bins: 5}", "n_bins: 5, fold: 5}", "datasets.hand: fold 5 of 5: folds are counted from 0"),
+        ("n_bins: 5}", "n_bins: 5, keys: {spike: s}}", "datasets.hand.keys.spike: unknown key; did you mean 'spikes'?"),
+        ("window_bins: 5", "window_bins: 11", "datasets.wave: block_bins must be at least window_bins"),
+        ("models: [joint]}", "models: [sae]}", "fits[1]: 'both' holds several sessions, but a model of kind 'sae_gru' takes one; fit its sessions one by one, or choose `lfads` or `band`"),
+        ("models: [joint]}", "models: [lfads]}", "fits[1]: 'both' holds several sessions, each with its own neurons; set `readin: {kind: linear}"),
+        ("model: lfads}", "model: lfad}", "models.tuned.initial_fit: no fit first/lfad/seed0 is made; there are: first/lfads/seed0, first/sae/seed0,"),
+        ("model: lfads}", "model: lfads, seed: 2}", "models.tuned.initial_fit: no fit first/lfads/seed2 is made"),
+        ("{dataset: first, model: lfads}", "{dataset: hand, model: lfads}", "models.tuned.initial_fit: no fit hand/lfads/seed0 is made"),
+        ("{dataset: first, model: lfads}", "{dataset: second, model: tuned}", "models.tuned.initial_fit: begins with itself; break the circle"),
+        ("{dataset: first, model: lfads}", "{model: lfads}", "models.tuned.initial_fit.dataset: missing; it has no default"),
+        ("freeze: [generator]", "freeze: generator", "models.tuned.freeze: Input should be a valid list; found 'generator'"),
+        ("{kind: gamma}", "{kind: gama}", "models.band.observation.kind: no kind is called 'gama'; did you mean 'gamma'?"),
+        ("{kind: gamma}", "{kind: zero_inflated_gamma, smallest_event: -1.0}", "models.band.observation.smallest_event: Input should be greater than or equal to 0; found -1.0"),
+        ("{kind: linear}", "{kind: linar}", "models.joint.readin.kind: Input should be 'identity', 'linear' or 'pcr'; found 'linar'"),
+        ("{kind: linear}", "{knd: linear}", "models.joint.readin.knd: unknown key; did you mean 'kind'?"),
+        ("kind: lfads}\n  j", "kind: lfads, co_dim: 0}\n  j", "models.lfads: ci_enc_dim, con_dim and co_dim must all be above 0, or all 0"),
+        ("kind: lfads}\n  j", "kind: lfads, ic_prior: {kind: laplace}}\n  j", "models.lfads.ic_prior: Input tag 'laplace' found using 'kind' does not match any of the expected tags: 'normal', 'student_t', 'none'"),
+        ("kind: lfads}\n  j", "kind: lfads, behavior: {decoder: quadratic}}\n  j", "models.lfads.behavior.decoder: Input should be 'linear' or 'sequence'; found 'quadratic'"),
+        ("session: first", "sesion: first", "figures.inputs.sesion: unknown key; did you mean 'session'?"),
+        ("models: [joint], session", "models: [band], session", "figures.inputs.models: no model fitted to 'both' is called 'band'"),
+        pytest.param("[first, second]", "[first, secnd]", "datasets.both.datasets[1]: no dataset"),
+        pytest.param("models: [joint]}", "models: [lfads]}", "set `readin: {kind: linear}` (or"),
+        pytest.param("{kind: gamma}", "{kind: zero_inflated_gamma, smallest: 1.0}", "models.band.observation.smallest: unknown key; did you mean 'smallest_event'?"),
+        pytest.param("{kind: lfads}\n  j", "{kind: lfads, co_prior: {kind: normal, varance: 1.0}}\n  j", "models.lfads.co_prior.varance: unknown key; did you mean 'variance'?"),
+        pytest.param("session: first", "session: third", "figures.inputs.session"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_sessions_and_in_fits_that_begin_with_others_are_told_with_their_path(written, old, new, expected):
+    assert expected in problem(written((old, new), base=SESSIONS))
+
+
+def test_a_circle_of_datasets_or_of_fits_is_found_at_any_length(written):
+    ring = ("dataset: hand, shuffle: behavior}", "dataset: both, shuffle: neurons}\n  third: {kind: shuffled, dataset: control, shuffle: neurons}")  # fmt: skip
+    assert load(written(ring, ("[hand, control]", "[hand]"), base=SESSIONS))["datasets"]["third"]["sources"] == [
+        ["dataset", "control"]
+    ]
+    found = problem(written(ring, ("[first, second]", "[first, third]"), base=SESSIONS))
+    for name in ("both", "control", "third"):
+        assert f"datasets.{name}: is made from itself" in found
+    assert "3 problem(s)" in found
+    chain = "  tuned: {kind: lfads, initial_fit: {dataset: first, model: two}}\n  two: {kind: lfads, initial_fit: {dataset: first, model: one}}\n  one: {kind: lfads, initial_fit: {dataset: second, model: tuned}}\n"  # fmt: skip
+    start = SESSIONS.index("  tuned:")
+    looped = SESSIONS[:start] + chain + SESSIONS[SESSIONS.index("  sae:") :]
+    looped = looped.replace("[lfads, sae]", "[lfads, sae, one, two]")
+    found = problem(written(base=looped))
+    for name in ("tuned", "two", "one"):
+        assert f"models.{name}.initial_fit: begins with itself; break the circle" in found
+    opened = looped.replace("{dataset: second, model: tuned}", "{dataset: first, model: lfads}")
+    assert len(load(written(base=opened))["fits"]) == 8
+
+
+def test_shuffled_sessions_are_several_sessions_too(written):
+    shuffled = ("dataset: hand, shuffle: behavior", "dataset: both, shuffle: neurons")
+    assert "'control' holds several sessions" in problem(
+        written(shuffled, ("[hand, control], models: [band]", "[control], models: [sae]"), base=SESSIONS)
+    )
+
+
+@pytest.mark.parametrize("dataset", ["first", "hand", "wave"])
+def test_a_held_out_score_is_refused_for_every_kind_that_holds_nothing_out(written, dataset):
+    asked = ("figures:", "scores: {metrics: [bits_per_spike_heldout]}\nfigures:")
+    fit = ("[hand, control], models: [band]", f"[{dataset}], models: [band]")
+    assert f"datasets.{dataset}.n_heldout: is 0" in problem(written(asked, fit, base=SESSIONS))
+
+
+def test_a_plan_of_sessions_says_what_each_dataset_is_made_from_and_what_each_fit_runs(written):
+    plan = load(written(base=SESSIONS))
+    assert json.loads(json.dumps(plan)) == plan
+    sources = {name: value["sources"] for name, value in plan["datasets"].items()}
+    assert sources == {
+        "first": [],
+        "second": [],
+        "both": [["dataset", "first"], ["dataset", "second"]],
+        "hand": [["file", "hand.h5"]],
+        "wave": [["file", "wave.h5"]],
+        "control": [["dataset", "hand"]],
+    }
+    assert load(written())["datasets"]["spikes"]["sources"] == [["activity", "gru", 0]]
+    assert set(plan["datasets"]["first"]) == {"settings", "sources"}
+    assert plan["datasets"]["first"]["settings"]["n_trials_per_condition"] == 50
+    fits = {(fit["dataset"], fit["model"]): fit for fit in plan["fits"]}
+    assert fits["hand", "band"]["modules"] == ["ctdb.models.band", "ctdb.models.observations.gamma"]
+    assert fits["first", "lfads"]["modules"] == ["ctdb.models.lfads", "ctdb.models.observations.poisson"]
+    assert fits["first", "sae"]["modules"] == ["ctdb.models.sae_gru"]
+    assert fits["second", "tuned"]["spec"]["initial_fit"] == {"dataset": "first", "model": "lfads", "seed": 0}
+    assert fits["second", "tuned"]["spec"]["freeze"] == ["generator"]
+    assert fits["first", "lfads"]["spec"]["initial_fit"] is None
+    assert plan["figures"]["inputs"]["needs"] == [["dataset", "both"], ["fit", "both", "joint", 0]]
+    assert plan["modules"]["datasets"]["sessions"] == "ctdb.datasets.sessions"
+    assert plan["modules"]["datasets"]["simulated"] == "ctdb.simulation"
+
+
+def test_a_sweep_reaches_nested_settings_and_their_modules(written):
+    sweep = "{datasets: [second], models: [tuned], sweep: {observation.kind: [poisson, gamma], readin.dim: [3], readin.kind: [linear]}}"  # fmt: skip
+    plan = load(written(("{datasets: [second], models: [tuned]}", sweep), base=SESSIONS))
+    fits = {fit["model"]: fit for fit in plan["fits"] if fit["dataset"] == "second"}
+    assert {json.loads(fit["sweep"])["observation.kind"]: fit["modules"][1] for fit in fits.values()} == {
+        "poisson": "ctdb.models.observations.poisson",
+        "gamma": "ctdb.models.observations.gamma",
+    }
+    assert {fit["spec"]["readin"]["dim"] for fit in fits.values()} == {3}
+    begun = "{dataset: first, model: lfads}", '{dataset: first, model: "lfads@gen_dim=3"}'
+    swept = (
+        "{datasets: [first], models: [lfads, sae]}",
+        "{datasets: [first], models: [lfads], sweep: {gen_dim: [3, 4]}}",
+    )
+    assert len(load(written(begun, swept, base=SESSIONS))["fits"]) == 6
+    assert "no fit first/lfads/seed0 is made; there are: first/lfads@gen_dim=3/seed0" in problem(
+        written(swept, base=SESSIONS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
         ("[2, 3]", "[2, 2]", "is already made by fits[1]"),
         ("[1e-3, 0.01]", "[1, 1.0]", "is already made by fits[1]"),
         ("latent_size: [2, 3]", "latent_size: [8, 3]", "is already made by fits[0]"),
@@ -219,45 +370,94 @@ def test_the_shipped_configurations_are_right(name):
     assert {"sae_gru", "sae_rnn", "sae_node", "lds"} <= {
         fit["kind"] for fit in plan["fits"] if fit["dataset"] == "nbff"
     }
-    assert {"nbff", "lorenz"} == set(plan["datasets"])
+    assert {"lfads", "band"} <= {fit["kind"] for fit in plan["fits"]}
+    kinds = {value["settings"]["kind"] for value in plan["datasets"].values()}
+    assert {"simulated", "file", "lorenz", "reaching", "shuffled"} <= kinds
+    for dataset, value in plan["datasets"].items():
+        assert value["settings"].get("optional", True), f"{dataset}: who has not the file cannot run the rest"
+        used = {fit["dataset"] for fit in plan["fits"]} | {
+            source[1] for other in plan["datasets"].values() for source in other["sources"] if source[0] == "dataset"
+        }
+        assert dataset in used
 
 
-def keys_of(settings) -> set[str]:
-    """Keys of a settings class as config/README.md writes them: nested ones behind a dot, except under `training`."""
-    found = set()
+LEAVES = ("keys", "behavior.groups", "observation")
+"""Where config/README.md may list what is nested by its own name."""
+
+
+def keys_of(settings) -> dict[str, object]:
+    """Keys of a settings class as config/README.md writes them, nested ones behind a dot, and their defaults."""
+    found = {}
     for name, field in settings.model_fields.items():
         nested = [option for option in config._options(field.annotation) if hasattr(option, "model_fields")]
-        if name == "training":
-            found |= keys_of(nested[0])
-        elif nested and name != "keys":
-            found |= {f"{name}.{key}" for key in keys_of(nested[0])}
-        else:
-            found |= {name} | (keys_of(nested[0]) if nested else set())
+        if name == "observation":
+            nested = [OBSERVATIONS[kind].Settings for kind in OBSERVATIONS.modules]
+        if not nested or name in ("keys", "groups"):
+            found[name] = field.default
+        for key, default in [pair for option in nested for pair in keys_of(option).items()]:
+            place = f"{name}.{key}"
+            if name == "training":
+                place = key
+            elif hasattr(field.default, key) or isinstance(field.default, dict):
+                default = (
+                    field.default.get(key, default) if isinstance(field.default, dict) else getattr(field.default, key)
+                )
+            found.setdefault(place, default)
     return found
 
 
+def all_settings() -> list:
+    registries = (TASKS, NETWORKS, DATASETS, MODELS, FIGURES)
+    return [*(registry[kind].Settings for registry in registries for kind in registry.modules), FitsEntry]
+
+
+def test_nested_keys_are_found_at_every_depth():
+    """Of the two tests below, which could not fail for a key that they do not see."""
+    seen = keys_of(MODELS["band"].Settings)
+    for key in (
+        "readin.kind",
+        "co_prior.tau",
+        "ic_prior.degrees_of_freedom",
+        "observation.smallest_event",
+        "l2_gen_scale",
+    ):
+        assert key in seen
+    assert {"behavior.groups", "behavior.groups.weight", "initial_fit.seed", "plateau.factor", "kl_ic_scale"} <= set(
+        seen
+    )
+    assert {"keys", "keys.recon_data", "splits.test"} <= set(keys_of(DATASETS["file"].Settings))
+    assert (seen["co_prior.tau"], seen["observation.kind"], seen["gen_dim"]) == (10.0, "poisson", 100)
+
+
 def test_every_key_is_documented():
-    documented = set(re.findall(r"`([a-z_.]+)`", (REPOSITORY / "config/README.md").read_text()))
-    classes = [registry[kind].Settings for registry in (TASKS, NETWORKS, MODELS, FIGURES) for kind in registry.modules]
-    for settings in [*classes, *DATASET_KINDS.values(), FitsEntry]:
-        assert keys_of(settings) - documented - {"seed"} == set(), settings.__name__
+    text = (REPOSITORY / "config/README.md").read_text()
+    documented = set(re.findall(r"`([a-z0-9_.]+)`", text)) | {"seed"}
+    if "(likewise in `co_prior`)" in text:
+        documented |= {key.replace("ic_prior.", "co_prior.") for key in documented}
+    missing = set()
+    for settings in all_settings():
+        for key in keys_of(settings):
+            parent, _, leaf = key.rpartition(".")
+            if not (key in documented or (parent in LEAVES and leaf in documented)):
+                missing.add(f"{settings.__name__}: {key}")
+    assert missing == set()
 
 
 def test_the_documented_defaults_are_the_defaults():
-    """Numbers in the second column of config/README.md, for the keys that stand alone in a row."""
-    rows = re.findall(r"^\| `(\w+)` \| ([\d.e-]+) \|", (REPOSITORY / "config/README.md").read_text(), re.MULTILINE)
-    assert len(rows) > 15
-    classes = [registry[kind].Settings for registry in (TASKS, NETWORKS, MODELS) for kind in registry.modules]
-    defaults: dict[str, set] = {}
-    for settings in [
-        *classes,
-        *DATASET_KINDS.values(),
-        *(s.model_fields["training"].annotation for s in classes if "training" in s.model_fields),
-    ]:
-        for name, field in settings.model_fields.items():
-            defaults.setdefault(name, set()).add(field.default)
-    for name, value in rows:
-        assert yaml.safe_load(value.replace("1e-", "1.0e-")) in defaults[name], name
+    """Numbers and truth values in the second column of config/README.md, one for each key of the first."""
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", (REPOSITORY / "config/README.md").read_text(), re.MULTILINE)
+    defaults: dict[str, list] = {}
+    for settings in all_settings():
+        for key, default in keys_of(settings).items():
+            defaults.setdefault(key, []).append(default)
+    n_checked = 0
+    for keys, values in rows:
+        names, shown = re.findall(r"`([a-z0-9_.]+)`", keys), values.split(", ")
+        for name, value in zip(names, shown * (len(names) if len(shown) == 1 else 1), strict=False):
+            if re.fullmatch(r"[\d.]+(e-\d+)?|true|false", value):
+                n_checked += 1
+                assert yaml.safe_load(value.replace("1e-", "1.0e-")) in defaults[name], name
+    assert n_checked > 100
 
 
 def test_results_have_one_spelling(written):

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError
 from ctdb.models import MODELS
+from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
 from ctdb.registry import Registry
 from ctdb.tasks import TASKS
@@ -40,11 +42,11 @@ def make_kinds(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     made = []
 
-    def make(modules: dict[str, str]) -> Registry:
+    def make(modules: dict[str, str], also: str = "[]") -> Registry:
         package = f"kinds_of_test_{next(NUMBERS)}"
         made.append(package)
         (tmp_path / package).mkdir()
-        texts = {"__init__": "from ctdb.registry import Registry\nKINDS = Registry(__name__)\n"} | modules
+        texts = {"__init__": f"from ctdb.registry import Registry\nKINDS = Registry(__name__, also={also})\n"} | modules
         for name, text in texts.items():
             lines = (line.removeprefix(" " * 8) for line in text.format(package=package).splitlines())
             (tmp_path / package / f"{name}.py").write_text("\n".join(lines))
@@ -151,6 +153,36 @@ def test_one_name_twice_in_a_module_is_refused(make_kinds):
         make_kinds({"pear": text}).modules  # noqa: B018
 
 
+def test_a_module_elsewhere_defines_kinds_too(make_kinds, tmp_path):
+    elsewhere = f"elsewhere_{next(NUMBERS)}"
+    kinds = make_kinds(TWO_KINDS, also=f"['{elsewhere}', 'nowhere_else.{elsewhere}']")
+    package = kinds.package
+    for module, name in ((elsewhere, "cherry"), (f"nowhere_else/{elsewhere}", "damson")):
+        (tmp_path / module).with_suffix(".py").parent.mkdir(exist_ok=True)
+        text = f"import {package}\n@{package}.KINDS.register('{name}')\nclass {name.title()}: ...\n"
+        (tmp_path / module).with_suffix(".py").write_text(text)
+    (tmp_path / "nowhere_else/__init__.py").write_text("")
+    assert list(kinds.modules) == ["apple", "cherry", "damson", "pear", "plum"]
+    assert kinds.module("cherry") == elsewhere
+    assert kinds.module("damson") == f"nowhere_else.{elsewhere}"
+    assert not {elsewhere, f"nowhere_else.{elsewhere}"} & set(sys.modules)  # found, and not imported
+    assert loaded(package) == set()
+    assert kinds["cherry"].__name__ == "Cherry"
+    assert kinds["apple"].__name__ == "Apple"
+    for name in (elsewhere, "nowhere_else"):
+        sys.modules.pop(name, None)
+
+
+def test_a_name_that_a_module_elsewhere_claims_again_is_refused(make_kinds, tmp_path):
+    elsewhere = f"elsewhere_{next(NUMBERS)}"
+    kinds = make_kinds(TWO_KINDS, also=f"['{elsewhere}']")
+    (tmp_path / f"{elsewhere}.py").write_text(
+        f"import {kinds.package} as k\n@k.KINDS.register('pear')\nclass Pear: ...\n"
+    )
+    with pytest.raises(ConfigError, match=rf"both {kinds.package}\.pear and {elsewhere} register 'pear'"):
+        kinds.modules  # noqa: B018
+
+
 def test_an_installed_package_adds_its_kinds(make_kinds, install_plugin):
     kinds = make_kinds(TWO_KINDS)
     module = f"plugin_{next(NUMBERS)}"
@@ -173,10 +205,12 @@ def test_an_installed_package_may_not_take_a_name(make_kinds, install_plugin):
 def test_names_of_ctdb_are_found_without_torch_and_without_their_modules():
     code = """
 import json, sys
+from ctdb.datasets.kind import DATASETS
 from ctdb.models import MODELS
+from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
 from ctdb.tasks import TASKS
-names = {registry.package: registry.modules for registry in (MODELS, NETWORKS, TASKS)}
+names = {registry.package: registry.modules for registry in (DATASETS, MODELS, OBSERVATIONS, NETWORKS, TASKS)}
 print(json.dumps([names, sorted(sys.modules)]))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -184,8 +218,10 @@ print(json.dumps([names, sorted(sys.modules)]))
     assert "torch" not in imported
     defining = {module for modules in names.values() for module in modules.values()}
     assert defining
-    assert not defining & set(imported)
-    assert names == {registry.package: registry.modules for registry in (MODELS, NETWORKS, TASKS)}
+    assert defining & set(imported) <= {"ctdb.datasets.user_file"}  # which its package exports
+    assert names == {
+        registry.package: registry.modules for registry in (DATASETS, MODELS, OBSERVATIONS, NETWORKS, TASKS)
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,6 +229,10 @@ print(json.dumps([names, sorted(sys.modules)]))
     [
         (MODELS, "sae_gru", "ctdb.models.sae_gru"),
         (MODELS, "lds", "ctdb.models.lds"),
+        (OBSERVATIONS, "gamma", "ctdb.models.observations.gamma"),
+        (DATASETS, "lorenz", "ctdb.datasets.lorenz"),
+        (DATASETS, "file", "ctdb.datasets.user_file"),
+        (DATASETS, "simulated", "ctdb.simulation"),
         (NETWORKS, "noisy_gru", "ctdb.networks.noisy_gru"),
         (TASKS, "nbff", "ctdb.tasks.nbff"),
     ],

@@ -155,6 +155,7 @@ class _Checker:
             self._needs(name, needs, networks, datasets, fits)
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics")
             self._fields(name, settings, datasets)
+            self._session(name, settings, layout)
             figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
         self._give_up_if_wrong()
         registries = {
@@ -206,6 +207,15 @@ class _Checker:
                     f"datasets.{settings['dataset']}.keys has no key; map one, or draw another dataset"
                 )
 
+    def _session(self, figure: str, settings: Mapping[str, Any], layout: Layout) -> None:
+        """Refuse a figure of a session that its dataset has not, or of several at once."""
+        if settings.get("dataset") not in layout.datasets or "session" not in settings:
+            return
+        sessions = _sessions_of(layout.datasets, settings["dataset"])
+        if settings["session"] not in (sessions or [""]):
+            expected = f"one of {sessions}" if sessions else "none: the dataset is one session"
+            self.problems.append(f"figures.{figure}.session: is {settings['session']!r}; expected {expected}")
+
     def _kinds(self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry) -> dict[str, Any]:
         """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
         checked = {}
@@ -226,12 +236,14 @@ class _Checker:
             kind = DATASETS[settings["kind"]]
             sources = kind.sources(kind.Settings(**settings))
             checked[name] = {"settings": settings, "sources": [list(source) for source in sources]}
-            for what, *names in sources:
+            for index, (what, *names) in enumerate(sources):
                 where = f"datasets.{name}"
                 if what == "activity":
                     self._known("network", names[0], layout.networks, f"{where}.network")
-                elif what == "dataset" and self._known("dataset", names[0], layout.datasets, f"{where}.dataset"):
-                    self._not_circular(name, layout.datasets)
+                elif what == "dataset":
+                    key = "dataset" if "dataset" in settings else f"datasets[{index}]"
+                    if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):
+                        self._not_circular(name, layout.datasets)
         return checked
 
     def _not_circular(self, name: str, entries: Mapping[str, dict[str, Any]]) -> None:
@@ -309,7 +321,7 @@ class _Checker:
 
     def _takes_sessions(self, dataset: str, spec: Mapping[str, Any], layout: Layout, where: str) -> None:
         """Refuse several sessions for a model of one."""
-        if layout.datasets[dataset].get("kind") != "sessions":
+        if not _sessions_of(layout.datasets, dataset):
             return
         if not MODELS[spec["kind"]].takes_sessions:
             self.problems.append(
@@ -318,8 +330,8 @@ class _Checker:
             )
         elif spec.get("readin", {}).get("kind") == "identity":
             self.problems.append(
-                f"{where}: {dataset!r} holds several sessions, each with its own neurons; set `readin: {{kind: "
-                "linear}}` (or `pcr`) in the model"
+                f"{where}: {dataset!r} holds several sessions, each with its own neurons; set "
+                f"`readin: {{kind: linear}}` (or `pcr`) in the model"
             )
 
     def _points(self, entry: FitsEntry, where: str) -> Iterator[dict[str, Any]]:
@@ -359,10 +371,8 @@ class _Checker:
         asked = [metric for metric in metrics or [] if metric == "bits_per_spike_heldout"]
         for name in dict.fromkeys(fit["dataset"] for fit in fits):
             settings = datasets[name]["settings"]
-            if settings["kind"] not in ("simulated", "file"):
-                continue
             mapped = settings["kind"] == "file" and (settings["keys"] or {"encod_data": True})["encod_data"]
-            if asked and settings["n_heldout"] == 0 and not mapped:
+            if asked and settings.get("n_heldout") == 0 and not mapped:
                 self.problems.append(
                     f"datasets.{name}.n_heldout: is 0, but scores.metrics asks for {asked[0]!r}; "
                     "hold out some neurons, or take the metric out"
@@ -410,6 +420,15 @@ class _Checker:
 
     def _validate(self, kind: type[Settings], value: Any, where: str) -> Any:
         """`value` as `kind`, or None with its problems noted."""
+        n_problems = len(self.problems)
+        for field, registry in getattr(kind, "nested", {}).items():
+            inner = value.get(field) if isinstance(value, dict) else None
+            if isinstance(inner, dict) and self._known(
+                "kind", inner.get("kind"), registry.modules, f"{where}.{field}.kind"
+            ):
+                self._validate(registry[inner["kind"]].Settings, inner, f"{where}.{field}")
+        if len(self.problems) > n_problems:
+            return None
         try:
             return kind.model_validate(value)
         except ValidationError as error:
@@ -425,29 +444,38 @@ class _Checker:
 
 def _explain(kind: type[BaseModel], problem: Mapping[str, Any], where: str) -> str:
     """One line for one pydantic error: YAML path, what is wrong, what would be right."""
+    unknown = problem["type"] == "extra_forbidden"
+    parts, fields = _place(kind, problem["loc"][:-1] if unknown else problem["loc"])
     path = where
-    for part in problem["loc"]:
+    for part in [*parts, *(problem["loc"][-1:] if unknown else [])]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown key; {nearest(str(problem['loc'][-1]), _fields(kind, problem['loc'][:-1]))}"
+    if unknown:
+        return f"{path}: unknown key; {nearest(str(problem['loc'][-1]), fields)}"
     if problem["type"] == "missing":
         return f"{path}: missing; it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" + ("" if isinstance(problem["input"], dict) else f"; found {problem['input']!r}")
 
 
-def _fields(kind: type[BaseModel], loc: tuple) -> list[str]:
-    """Valid keys at a place inside `kind`."""
+def _place(kind: type[BaseModel], loc: tuple) -> tuple[list[str | int], list[str]]:
+    """Place inside `kind` without the tags that tell options of a union apart, and the valid keys there."""
+    parts, options = [], [kind]
     for part in loc:
-        if not isinstance(part, str) or part not in kind.model_fields:
+        fields = [option.model_fields[part] for option in options if part in option.model_fields]
+        if fields:
+            options = [
+                one for one in _options(fields[0].annotation) if isinstance(one, type) and issubclass(one, BaseModel)
+            ]
+        elif tagged := [one for one in options if part in get_args(_kind_of(one))]:
+            options = tagged
             continue
-        annotation = kind.model_fields[part].annotation
-        nested = [
-            option for option in _options(annotation) if isinstance(option, type) and issubclass(option, BaseModel)
-        ]
-        if nested:
-            kind = nested[0]
-    return list(kind.model_fields)
+        parts.append(part)
+    return parts, list(options[0].model_fields) if options else []
+
+
+def _kind_of(settings: type[BaseModel]) -> Any:
+    """Annotation of the key `kind`, if there is one."""
+    return settings.model_fields["kind"].annotation if "kind" in settings.model_fields else None
 
 
 def _options(annotation: Any) -> Iterator[Any]:
@@ -455,6 +483,16 @@ def _options(annotation: Any) -> Iterator[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _options(inner)
+
+
+def _sessions_of(entries: Mapping[str, dict[str, Any]], name: str) -> list[str]:
+    """Sessions that a dataset holds; none if it is one session by itself."""
+    for _ in entries:  # a shuffled dataset has the sessions of its source, at whatever remove
+        entry = entries.get(name, {})
+        if entry.get("kind") != "shuffled":
+            return list(entry.get("datasets") or []) if entry.get("kind") == "sessions" else []
+        name = entry.get("dataset", "")
+    return []
 
 
 def _label(point: Mapping[str, Any]) -> str:

@@ -118,7 +118,10 @@ def _anchors(dataset: SpikeDataset) -> list[tuple[str, str, dict[str, dict[str, 
 
 def _decoded_from_spikes(dataset: SpikeDataset) -> dict[str, dict[str, np.ndarray]]:
     """Behaviour by ridge regression from the held-in spikes of all bins: what needs no model of dynamics."""
-    spikes = {split: np.nan_to_num(trials.encod_data) for split, trials in dataset.splits.items()}
+    spikes = {
+        split: np.where(trials.observed()[:, : dataset.n_bins, : dataset.n_heldin], trials.encod_data, 0)
+        for split, trials in dataset.splits.items()
+    }
     behavior = {split: known_behavior(Case(dataset, {}, split), split) for split in dataset.splits}
     return {split: {"behavior": value} for split, value in decode(spikes, behavior, "sequence").items()}
 

@@ -84,13 +84,15 @@ def hold_results(results: Path | str) -> None:
 def summary(checked: Mapping[str, Any]) -> str:
     """What a finished run says: how many fits went well, which did not and why, and where to look."""
     results = Path(checked["results"])
-    failed = []
+    failed, warned = [], []
     for fit in checked["fits"]:
         spec = results / "fits" / fit["dataset"] / fit["model"] / f"seed{fit['seed']}" / "spec.yaml"
-        if spec.exists() and (facts := read_yaml(spec))["status"] != "ok":
+        facts = read_yaml(spec) if spec.exists() else {"status": "ok"}
+        if facts["status"] != "ok":
             failed.append(f"  {facts['status']}: {spec.parent}: {facts['reason']}")
+        warned += [f"  warning: {spec.parent}: {text}" for text in facts.get("warnings", [])]
     n_fits = len(checked["fits"])
-    lines = [f"{n_fits - len(failed)} of {n_fits} fits went well.", *failed]
+    lines = [f"{n_fits - len(failed)} of {n_fits} fits went well.", *failed, *warned]
     lines.append(f"Scores: {results / 'scores.parquet'}   figures: {results / 'figures'}   logs: {results / 'logs'}")
     return "\n".join(lines)
 

@@ -56,6 +56,22 @@ def test_lorenz_is_fitted_well_below_the_null(demo):
     assert score(demo, "lorenz", "ceiling_true_rates", "poisson_nll", "valid") == pytest.approx(0.07755, abs=1e-4)
 
 
+def test_lfads_recovers_the_dynamics_with_the_inputs_and_infers_them_without(demo):
+    assert score(demo, "nbff", "lfads", "rate_r2", "test") > 0.8
+    assert score(demo, "nbff", "lfads_infer", "input_r2_inferred_to_true", "test") > 0.2
+    assert score(demo, "nbff", "lfads_infer", "control_bits_per_spike", "test") > 0.1
+    assert score(demo, "lorenz_generated", "lorenz_lfads", "rate_r2", "test") > 0.75
+
+
+def test_band_decodes_reaches_better_than_a_ridge_on_spikes_and_nothing_from_shuffled_ones(demo):
+    if not (demo / "datasets/chewie.h5").exists():
+        pytest.skip("chewie_2013-10-03.h5 is not in $CTDB_DATA (default ../shared/data)")
+    reached = score(demo, "chewie", "band", "behavior_r2", "test")
+    assert reached > score(demo, "chewie", "baseline_ridge_on_spikes", "behavior_r2", "test") > 0.8
+    assert reached > score(demo, "chewie", "chewie_lfads", "behavior_r2", "test") + 0.03
+    assert score(demo, "chewie_shuffled", "band", "behavior_r2", "test") <= 0.05
+
+
 def test_every_figure_has_its_pdf_png_and_csv(demo):
     figures = {path.stem for path in (demo / "figures").iterdir()}
     assert {"task_performance", "nbff_rates", "nbff_latents", "nbff_scores"} <= figures

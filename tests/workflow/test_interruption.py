@@ -102,20 +102,15 @@ def test_two_runs_in_two_folders_give_the_same_bytes(fresh, finished):
 
 def test_an_orphan_does_not_overwrite_what_a_later_run_made(fresh):
     """A job that hangs while its run is killed, and wakes when another run has made the same file otherwise."""
-    (fresh.folder / "workflow/scripts/prepare_file.py").write_text(
-        (fresh.folder / "workflow/scripts/prepare_file.py")
-        .read_text()
-        .replace(
-            "    settings = ", "    import os, signal\n\n    os.kill(os.getpid(), signal.SIGSTOP)\n    settings = "
-        )
-    )
+    hang = '    if snakemake.wildcards.dataset == "mine":\n        import os, signal\n\n        os.kill(os.getpid(), signal.SIGSTOP)\n'
+    fresh.edit("workflow/scripts/dataset.py", "    settings = ", f"{hang}    settings = ")
     run = fresh.start()
     wait_for(lambda: len(stopped(fresh.folder)) == 1, run, "the job to hang")
     kill(run.pid)
     run.wait()
     (orphan,) = stopped(fresh.folder)
 
-    fresh.edit("workflow/scripts/prepare_file.py", "    os.kill(os.getpid(), signal.SIGSTOP)\n", "")
+    fresh.edit("workflow/scripts/dataset.py", hang, "")
     fresh.edit(
         "config.yaml",
         'keys: {recon_data: "{split}_spikes"}, n_heldout: 2',

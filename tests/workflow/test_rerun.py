@@ -48,7 +48,7 @@ def test_a_changed_model_refits_that_model_only(copy):
     copy.edit("src/ctdb/models/sae_gru.py", "GRUCell(self.sizes", "GRUCell(0 + self.sizes")
     planned = copy.planned()
     assert "train_network" not in planned
-    assert "simulate_dataset" not in planned
+    assert "dataset" not in planned
     assert planned["fit"] == 2
     outputs = copy.planned_outputs("fit")
     assert "fits/flip/sae_gru" in outputs
@@ -57,7 +57,7 @@ def test_a_changed_model_refits_that_model_only(copy):
 
 
 def test_changed_code_that_all_models_share_refits_all(copy):
-    copy.edit("src/ctdb/models/autoencoder.py", "/ (1 - rate)", "/ (1.0 - rate)")
+    copy.edit("src/ctdb/models/autoencoder.py", "last[1]], dim=1)", "last[1]], dim=+1)")
     planned = copy.planned()
     assert planned["fit"] == 3
     assert "train_network" not in planned
@@ -66,11 +66,13 @@ def test_changed_code_that_all_models_share_refits_all(copy):
 def test_a_changed_network_retrains_what_follows_from_it_only(copy):
     copy.edit("src/ctdb/networks/noisy_gru.py", "GRUCell(self.n_inputs", "GRUCell(0 + self.n_inputs")
     planned = copy.planned()
-    assert planned["train_network"] == 1
+    assert planned["train_network"] == planned["dataset"] == 1
     assert planned["fit"] == 2
     assert "training_trials" not in planned
-    assert "prepare_file" not in planned
-    assert "mine" not in copy.planned_outputs("fit")
+    for rule in ("dataset", "fit"):
+        outputs = copy.planned_outputs(rule)
+        assert "flip" in outputs
+        assert "mine" not in outputs
 
 
 def test_a_new_seed_trains_one_more_fit_per_model(copy):
@@ -90,7 +92,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(copy):
 def test_other_simulation_trials_do_not_retrain_the_network(copy):
     copy.edit("config.yaml", "simulate: {n_trials: 40", "simulate: {n_trials: 41")
     planned = copy.planned()
-    assert planned["simulation_trials"] == planned["network_activity"] == planned["simulate_dataset"] == 1
+    assert planned["simulation_trials"] == planned["network_activity"] == planned["dataset"] == 1
     assert "train_network" not in planned
     assert "training_trials" not in planned
 
@@ -149,9 +151,8 @@ def test_every_rule_with_a_script_carries_a_fingerprint_of_its_code(finished):
 
 def test_fingerprints_of_scripts_cover_what_they_run(copy):
     """A change in a module deep below a script is seen, however the script imports it."""
-    copy.edit("src/ctdb/training/keeper.py", "self.best_loss = -1, math.inf", "self.best_loss = -1, +math.inf")
+    copy.edit("src/ctdb/training/keeper.py", "= -1, math.inf, math.nan", "= -1, +math.inf, math.nan")
     planned = copy.planned()
-    assert planned["train_network"] == 1
+    assert planned["train_network"] == planned["dataset"] == 1
     assert planned["fit"] == 3
     assert "training_trials" not in planned
-    assert "prepare_file" not in planned

@@ -1,5 +1,6 @@
 """What the inferred inputs do: rates, inputs and behaviour of one trial, with and without them."""
 
+import contextlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.datasets import SpikeDataset
-from ctdb.errors import DatasetError
+from ctdb.errors import DatasetError, MetricError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import (
     TRUTH_COLOUR,
@@ -22,7 +23,7 @@ from ctdb.figures.base import (
     read_session,
 )
 from ctdb.metrics import Case
-from ctdb.metrics.behavior import behavior_r2_sums
+from ctdb.metrics.behavior import behavior_r2_sums, known_behavior
 from ctdb.metrics.bits_per_spike import heldin_bits_per_spike
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
@@ -172,7 +173,7 @@ def _behavior(
     ax: Axes, time: np.ndarray, dataset: SpikeDataset, true: np.ndarray, one: Outputs, colour: str
 ) -> dict[str, np.ndarray]:
     """Behaviour in standard deviations of the train trials, one channel above the other; a tick is its mean."""
-    known = dataset["train"].behavior
+    known = known_behavior(Case(dataset, {}, "train"), "train")
     mean, std = np.nanmean(known, (0, 1)), np.nanstd(known, (0, 1))
     names = dataset.names.get("behavior") or [f"behaviour {channel}" for channel in range(len(mean))]
     drawn = {}
@@ -195,11 +196,12 @@ def _scores(ax: Axes, dataset: SpikeDataset, split: str, outputs: Outputs, colou
     trials, case = dataset[split], Case(dataset, {split: outputs}, split)
     scores = {}
     for label, prefix in (("", ""), (", no inputs", "ablated_")):
-        if f"{prefix}rates" in outputs and dataset.signal == "spikes":
+        with contextlib.suppress(MetricError):  # no bar where a score is not defined
             scores[f"bits/spike{label}"] = heldin_bits_per_spike(case, f"{prefix}rates").value
-        if f"{prefix}behavior" in outputs:
-            decoded = outputs[f"{prefix}behavior"][:, : trials.behavior.shape[1]]
+        with contextlib.suppress(MetricError):
+            decoded = case.inferred(f"{prefix}behavior")[:, : case.known("behavior").shape[1]]
             scores[f"R²{label}"] = behavior_r2_sums(trials.behavior, decoded, trials.n_bins).value
+    scores = {name: value for name, value in scores.items() if np.isfinite(value)}
     ordered = sorted(scores, key=lambda name: name.split(",")[0])
     for place, name in enumerate(ordered):
         fill = "none" if "no inputs" in name else colour

@@ -21,6 +21,8 @@ def behavior_r2_sums(
             f"behaviour {true.shape} and decoded behaviour {decoded.shape} must be (trials, bins, channels) alike"
         )
     known = ~np.isnan(true)
+    if centre is not None:
+        known &= ~np.isnan(centre)
     if n_bins is not None:
         known &= (np.arange(true.shape[1]) < np.asarray(n_bins)[:, None])[..., None]
     if not np.isfinite(decoded[known]).all():
@@ -86,9 +88,8 @@ def _behavior_r2_ridge_sequence(case: Case) -> TrialSums:
 def _behavior_r2_uive(case: Case) -> TrialSums:
     """Of the model's own decoder, as a share of the variance that the condition means of the train trials leave."""
     true = case.known("behavior")
-    means = condition_means(case)
     decoded = case.inferred("behavior")[:, : true.shape[1]]
-    return behavior_r2_sums(true, decoded, case.trials.n_bins, means[case.trials.condition])
+    return behavior_r2_sums(true, decoded, case.trials.n_bins, condition_means(case))
 
 
 @METRICS.register("control_behavior_r2")
@@ -140,21 +141,20 @@ def decode(
 
 
 def condition_means(case: Case) -> np.ndarray:
-    """Mean behaviour of the train trials of each condition (conditions, bins, channels).
+    """Mean behaviour of the train trials of each scored trial's condition (trials, bins, channels).
 
     Raises NotApplicableError where conditions are not known, and MetricError for one without train trials.
     """
     conditions, behavior = case.known("condition", "train"), known_behavior(case, "train")
-    means = np.full((int(conditions.max()) + 1, *behavior.shape[1:]), np.nan)
-    for condition in np.unique(conditions):
+    scored = case.known("condition")
+    if unseen := sorted(set(scored.tolist()) - set(conditions.tolist())):
+        raise MetricError(f"conditions {unseen} have no train trials, so no condition mean; pool conditions")
+    means = np.full((len(scored), *behavior.shape[1:]), np.nan)
+    for condition in np.unique(scored):
         own = behavior[conditions == condition]
         known = ~np.isnan(own)
         total = np.where(known, own, 0).sum(0)
-        means[condition] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-    scored = case.known("condition")
-    unseen = set(scored.tolist()) - set(conditions.tolist())
-    if unseen:
-        raise MetricError(f"conditions {sorted(unseen)} have no train trials, so no condition mean; pool conditions")
+        means[scored == condition] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
     return means
 
 
