@@ -169,19 +169,30 @@ def named_type(file):
 
 
 def link_to_its_own_group(file):
-    file.create_group("folder/deeper")["up"] = h5py.SoftLink("/folder")
+    file["folder/train_rates"] = np.arange(2)
+    file["folder/same"] = h5py.SoftLink("/folder")
+    return ["folder/train_rates"]
+
+
+def link_to_a_group_above(file):
+    file["folder/deeper/train_rates"] = np.arange(2)
+    file["folder/deeper/up"] = h5py.SoftLink("/folder")
+    return ["folder/deeper/train_rates"]
 
 
 def link_to_the_root(file):
     file.create_group("folder")["up"] = h5py.SoftLink("/")
 
 
-@pytest.mark.parametrize("add", [dangling, dangling_outside, named_type, link_to_its_own_group, link_to_the_root])
+@pytest.mark.parametrize(
+    "add",
+    [dangling, dangling_outside, named_type, link_to_its_own_group, link_to_a_group_above, link_to_the_root],
+)
 def test_what_holds_no_array_in_a_foreign_file_is_passed_over(tmp_path, add):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["train_data"] = np.arange(3)
-        add(file)
-    assert set(read_hdf5(tmp_path / "a.h5")[0]) == {"train_data"}
+        expected = {"train_data", *(add(file) or ())}
+    assert set(read_hdf5(tmp_path / "a.h5")[0]) == expected
 
 
 def test_spike_counts_alone_are_compressed(tmp_path):

@@ -182,10 +182,31 @@ def test_scores_are_those_with_and_without_the_inferred_inputs(make_dataset, dra
     assert curves(table, "without", "scores") == {"bits/spike", "R²"}
 
 
-def test_without_behaviour_there_is_no_panel_of_it(make_dataset, drawn):
-    table, _ = drawn(make_dataset(n_trials=12, n_bins=20))
-    assert set(table["panel"]) == {"rates", "inputs", "scores"}
+def test_without_behaviour_there_is_no_panel_of_it(make_dataset, tmp_path):
+    panels = {}
+    for n_channels in (0, 2):
+        dataset = make_dataset(n_trials=12, n_bins=20, **({"behavior": n_channels} if n_channels else {}))
+        datasets.write(tmp_path / "some.h5", dataset)
+        write_hdf5(tmp_path / "fit.h5", make_outputs(dataset, 1), {"format": "ctdb-output-1", "status": "ok"})
+        figure = FIGURES["controls"]
+        settings = figure.Settings(kind="controls", dataset="some", models=["lfads"])
+        files = {("dataset", "some"): str(tmp_path / "some.h5"), ("fit", "some", "lfads", 0): str(tmp_path / "fit.h5")}
+        canvas, table = figure.draw(settings, files)
+        panels[n_channels] = [ax.get_ylabel() for ax in canvas.axes], set(table["panel"])
+        plt.close(canvas)
+    assert panels[0] == (["rates", "inputs", ""], {"rates", "inputs", "scores"})
+    assert panels[2] == (["rates", "inputs", "behaviour", ""], {"rates", "inputs", "behavior", "scores"})
+
+
+def test_a_score_that_is_not_defined_has_no_bar(make_dataset, drawn):
+    dataset = make_dataset(n_trials=12, n_bins=20, behavior=2)
+    dataset["test"].behavior[:] = np.nan
+    table, _ = drawn(dataset)
     assert curves(table, "with", "scores") == {"bits/spike", "bits/spike, no inputs"}
+    silent = make_dataset(n_trials=12, n_bins=20, behavior=2)
+    silent["test"].recon_data[:] = silent["test"].encod_data[:] = 0
+    table, _ = drawn(silent)
+    assert curves(table, "with", "scores") == {"R²", "R², no inputs"}
 
 
 def test_a_signal_that_is_no_count_has_no_bits_per_spike(make_dataset, drawn):

@@ -189,10 +189,10 @@ def test_a_session_with_more_neurons_than_it_had_starts_afresh_beside_one_that_d
 def test_parameters_of_the_observation_model_go_with_their_session(fitted):
     spec = make_spec("lfads", **LINEAR, observation={"kind": "zero_inflated_gamma", "smallest_event": 0.5})
     folder, old = fitted(spec, sessions(monday={}, friday={}))
-    assert not torch.equal(old["observation.0.scale"], old["observation.1.scale"])
+    assert not torch.equal(old["observation.0.log_scale"], old["observation.1.log_scale"])
     weights = models.build(spec, sessions(friday={}, monday={}), folder).state_dict()
-    assert same((weights["observation.0.scale"], old["observation.1.scale"]))
-    assert same((weights["observation.1.scale"], old["observation.0.scale"]))
+    assert same((weights["observation.0.log_scale"], old["observation.1.log_scale"]))
+    assert same((weights["observation.1.log_scale"], old["observation.0.log_scale"]))
 
 
 # --------------------------------------------------------------------------------------------------------- training

@@ -311,7 +311,7 @@ def test_loss_of_selection_is_the_likelihood_alone_whatever_the_observation_mode
     plain = make_model(data, observation=observation | {"scale_penalty": 0.0})
     plain.load_state_dict(model.state_dict())
     added = model.train().loss(batch, generator()) - plain.train().loss(batch, generator())
-    scale = weights_of(model)["observation.0.scale"]
+    scale = np.exp(weights_of(model)["observation.0.log_scale"])
     assert added.item() == pytest.approx(((scale - 3) ** 2).sum(), rel=1e-6)  # in training it counts
 
 
@@ -1038,3 +1038,18 @@ def test_jitter_of_a_continuous_signal_is_refused(make_dataset):
     data = replace(make_dataset(), signal="continuous")
     with pytest.raises(DatasetError, match="spike_jitter moves spikes"):
         make_model(data, spike_jitter=1, observation={"kind": "gaussian"})
+
+
+def test_samples_of_a_trial_do_not_depend_on_how_many_bins_pad_it(make_dataset):
+    short = make_dataset(n_bins=6)
+    lengths = {name: np.full(split.n_trials, 6) for name, split in short.splits.items()}
+
+    def padded(split, name):
+        longer = {
+            key: np.pad(value, ((0, 0), (0, 3), (0, 0))) for key, value in split.arrays().items() if value.ndim == 3
+        }
+        return replace(split, **longer, n_bins=lengths[name])
+
+    long = replace(short, splits={name: padded(split, name) for name, split in short.splits.items()})
+    rates = [make_model(data, n_samples=4).infer(data["test"])["rates"][:, :6] for data in (short, long)]
+    torch.testing.assert_close(*rates, rtol=1e-8, atol=1e-10)

@@ -616,14 +616,16 @@ class LFADS(Model):
         generator = torch.Generator().manual_seed(derive("posterior samples", s.seed))
         half = (n_samples + 1) // 2
 
-        def antithetic(*shape: int) -> Tensor:
-            drawn = torch.randn(half, *shape, generator=generator, dtype=torch.float64)
+        def antithetic(n_dims: int) -> Tensor:
+            drawn = torch.randn(half, n_dims, generator=generator, dtype=torch.float64)
             if n_samples == 1:
-                return torch.zeros(1, *shape).to(like)
+                return torch.zeros_like(drawn).to(like)
             return torch.cat([drawn, -drawn])[:n_samples].to(like)
 
         ic_noise = antithetic(s.ic_dim) if draws_ic else like.new_zeros(n_samples, s.ic_dim)
-        return ic_noise, antithetic(length, s.co_dim) if draws_co else None
+        # Bin by bin, so that a bin's noise does not depend on how many follow.
+        co_noise = torch.stack([antithetic(s.co_dim) for _ in range(length)], 1) if draws_co else None
+        return ic_noise, co_noise
 
     def ablated(self, trials: Split, session: str | None = None) -> dict[str, Tensor]:
         """Rates, factors and behaviour without the inferred inputs, where the model has a controller."""

@@ -51,7 +51,7 @@ class Observation(nn.Module, ABC):
 
     @abstractmethod
     def start(self, mean: Float[Tensor, " neurons"], variance: Float[Tensor, " neurons"]) -> Tensor:
-        """Parameters (n_parameters, neurons) at which the distribution has about this mean and variance."""
+        """Parameters (n_parameters, neurons) to start at: about this mean and variance, where these decide them."""
 
     def check(self, data: Float[Tensor, "samples neurons"], where: str) -> None:
         """Raise DatasetError where the data (NaN where missing) cannot come from this distribution."""

@@ -1,5 +1,7 @@
 """Deconvolved calcium events: often none, else of gamma-distributed size."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class ZeroInflatedGamma(Observation):
 
     def __init__(self, settings: ZeroInflatedGammaSettings, n_neurons: int):
         super().__init__(settings, n_neurons)
-        self.scale = nn.Parameter(torch.full((2, n_neurons), settings.initial_scale))
+        self.log_scale = nn.Parameter(torch.full((2, n_neurons), math.log(settings.initial_scale)))
 
     def nll(self, parameters: Tensor, data: Tensor) -> Tensor:
         """Negative log-likelihood of each value; that of 0 is of its probability, that of an event of its density."""
@@ -55,7 +57,7 @@ class ZeroInflatedGamma(Observation):
         return probability * (shape / rate + self.settings.smallest_event)
 
     def start(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """All sigmoids in the middle."""
+        """All sigmoids in the middle, whatever the data: an event's size and its probability cannot be told apart."""
         return mean.new_zeros(3, len(mean))
 
     def check(self, data: Tensor, where: str) -> None:
@@ -66,9 +68,10 @@ class ZeroInflatedGamma(Observation):
 
     def penalty(self) -> Tensor:
         """Squared distance of the scales from their prior."""
-        return self.settings.scale_penalty * ((self.scale - self.settings.scale_prior) ** 2).sum()
+        return self.settings.scale_penalty * ((self.log_scale.exp() - self.settings.scale_prior) ** 2).sum()
 
     def _natural(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         squashed = parameters.sigmoid().clamp(MARGIN, 1 - MARGIN)
         shape, rate, probability = squashed.unbind(-2)
-        return self.scale[0] * shape, self.scale[1] * rate, probability
+        scale = self.log_scale.exp()
+        return scale[0] * shape, scale[1] * rate, probability
