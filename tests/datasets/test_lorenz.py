@@ -262,3 +262,15 @@ def test_spikes_do_not_depend_on_how_trials_are_split():
 def test_settings_that_are_unknown_or_out_of_range_are_refused(options, key):
     with pytest.raises(ValidationError, match=key):
         LorenzSettings(kind="lorenz", **options)
+
+
+def test_a_pulse_may_be_longer_than_the_trial():
+    options = {"pulse_probability": 0.3, "n_bins": 4, "n_heldin": 2}
+    short, long = (whole(made(pulse_bins=bins, **options), "inputs_true").astype(np.float64) for bins in (1, 6))
+    np.testing.assert_allclose(long, np.cumsum(short, 1) / 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0.5, 0.5), (0.2, 0.9)])
+def test_shares_that_leave_nothing_for_train_are_refused(valid, test):
+    with pytest.raises(ValidationError, match="train"):
+        LorenzSettings(kind="lorenz", valid_fraction=valid, test_fraction=test)

@@ -192,3 +192,8 @@ def test_settings_name_each_session_once():
         SessionsSettings(kind="sessions", datasets=["a", "b", "a"])
     with pytest.raises(ValidationError, match="at least 1 item"):
         SessionsSettings(kind="sessions", datasets=[])
+
+
+def test_sessions_of_different_signals_are_refused(sessions):
+    other = replace(sessions.sessions["monday"], signal="continuous")
+    assert "must agree in `signal`" in refusal(MultiSession({**sessions.sessions, "other": other}))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split
 from ctdb.datasets.kind import DATASETS, DatasetKind, DatasetSettings
@@ -37,6 +37,12 @@ class LorenzSettings(DatasetSettings):
     valid_fraction: float = Field(0.16, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_trials_left(self) -> "LorenzSettings":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction must leave trials for train: their sum must be below 1")
+        return self
 
 
 @DATASETS.register("lorenz")
@@ -128,6 +134,6 @@ def _pulses(settings: LorenzSettings, n_trials: int, rng: np.random.Generator) -
     shape = (n_trials, settings.n_bins, 3)
     onset = (rng.random(shape) < settings.pulse_probability) * rng.choice([-1.0, 1.0], size=shape)
     spread = np.zeros(shape)
-    for lag in range(settings.pulse_bins):
+    for lag in range(min(settings.pulse_bins, settings.n_bins)):
         spread[:, lag:] += onset[:, : settings.n_bins - lag] / settings.pulse_bins
     return settings.pulse_size * spread

@@ -49,6 +49,7 @@ def check_sessions(dataset: MultiSession, where: str) -> MultiSession:
         for what, unit, value, expected in (
             ("bin_s", "bin width (s)", session.bin_s, reference.bin_s),
             ("ext_input", "external input channels", session.n_inputs, reference.n_inputs),
+            ("signal", "signal", session.signal, reference.signal),
         ):
             if value != expected:
                 raise DatasetError(

@@ -274,7 +274,7 @@ class _LightningModule(pl.LightningModule):
         else:
             loss, terms = self.module.loss(batch, self.generator), {}
         share = data.share(batch)
-        for name, value in {"loss": loss, **terms}.items():
+        for name, value in {**terms, "loss": loss}.items():
             key = f"{phase}_{name}"
             self.means[key] = self.means.get(key, 0.0) + value.detach() * share
             if phase == "train" and name != "loss":
