@@ -1,28 +1,30 @@
-"""What training does to the data, drawn anew for each batch from the generator it is given."""
+"""What training does to the data, drawn anew for each trial and epoch."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ctdb.recurrent import Noise
 
-def dropout(value: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout from a seeded generator (torch's own draws from global state); none without a generator."""
-    if generator is None or rate == 0:
+
+def dropout(value: Tensor, rate: float, noise: Noise | None, stream: str) -> Tensor:
+    """Dropout of (trials, channels) or (trials, bins, channels), seeded; none without noise.
+
+    `stream` names what is dropped: each has masks of its own.
+    """
+    if noise is None or rate == 0:
         return value
-    return value * keep_mask(value.shape, rate, generator, value) / (1 - rate)
-
-
-def keep_mask(shape: tuple[int, ...], rate: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """1 with probability 1 - `rate`, else 0, in the type and on the device of `like`."""
-    drawn = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
-    return (drawn >= rate).to(like.dtype)
+    n_bins = value.shape[1] if value.ndim == 3 else 1
+    kept = noise.keep(stream, n_bins, value.shape[-1], rate).view(value.shape)
+    return value * kept.to(value.dtype).mul_(1 / (1 - rate))
 
 
 def spike_jitter(
     counts: Float[Tensor, "trials bins neurons"],
     width: int,
     n_bins: Int[Tensor, " trials"] | None,
-    generator: torch.Generator,
+    noise: Noise,
+    stream: str,
 ) -> Float[Tensor, "trials bins neurons"]:
     """Move every spike by a whole number of bins drawn from [-width, width], reflected at the ends of its trial.
 
@@ -36,20 +38,21 @@ def spike_jitter(
         Largest move, in bins.
     n_bins
         Valid bins of each trial; all where not given.
-    generator
+    noise, stream
         Source of the moves.
     """
     missing = counts.isnan()
     whole = torch.where(missing, 0, counts).long()
-    trial, time, neuron = whole.nonzero(as_tuple=True)
-    times = whole[trial, time, neuron]
-    trial, time, neuron = (index.repeat_interleave(times) for index in (trial, time, neuron))
-    last = (torch.full_like(trial, counts.shape[1]) if n_bins is None else n_bins[trial]) - 1
-    move = torch.randint(-width, width + 1, time.shape, generator=generator, device=counts.device)
-    moved = (time + move).abs()
-    moved = (last - (last - moved).abs()).clamp(min=0)
-    moved = torch.where(missing[trial, moved, neuron], time, moved)
-    result = torch.zeros_like(counts).index_put((trial, moved, neuron), counts.new_ones(()), accumulate=True)
+    length, n_neurons = counts.shape[1:]
+    last = (torch.full((len(counts),), length, device=counts.device) if n_bins is None else n_bins)[:, None, None] - 1
+    time = torch.arange(length, device=counts.device)[None, :, None]
+    result = torch.zeros_like(counts)
+    for spike in range(int(whole.max()) if whole.numel() else 0):  # the first spike of every bin, the second, ...
+        move = noise.whole(f"{stream} {spike}", length, n_neurons, 2 * width + 1) - width
+        moved = (time + move).abs()
+        moved = (last - (last - moved).abs()).clamp(min=0)
+        moved = torch.where(missing.gather(1, moved), time, moved)
+        result.scatter_add_(1, moved, (whole > spike).to(counts.dtype))
     return torch.where(missing, counts, result)
 
 
@@ -58,7 +61,8 @@ def temporal_shift(
     deviation: float,
     largest: int,
     n_bins: Int[Tensor, " trials"] | None,
-    generator: torch.Generator,
+    noise: Noise,
+    stream: str,
 ) -> Float[Tensor, "trials bins channels"]:
     """Shift each channel of each trial as a whole, by a rounded normal number of bins; the edge values are repeated.
 
@@ -70,7 +74,7 @@ def temporal_shift(
         Standard deviation of the shift and its largest absolute value, in bins.
     n_bins
         Valid bins of each trial; all where not given.
-    generator
+    noise, stream
         Source of the shifts.
 
     References
@@ -78,7 +82,7 @@ def temporal_shift(
     Wimalasena et al. (2022), on EMG.
     """
     n_trials, length, n_channels = data.shape
-    drawn = torch.randn(n_trials, 1, n_channels, generator=generator, dtype=data.dtype, device=data.device)
+    drawn = noise.normal(stream, 1, n_channels, data)
     shift = (deviation * drawn).round().clamp(-largest, largest).long()
     time = torch.arange(length, device=data.device)[None, :, None]
     last = torch.full((n_trials,), length, device=data.device) if n_bins is None else n_bins

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctdb.datasets import SpikeDataset
 from ctdb.models.augmentations import dropout
 from ctdb.models.base import Model, ModelSettings, Sizes
-from ctdb.recurrent import Cell, scan
+from ctdb.recurrent import Cell, Linear, Noise, poisson_nll, scan
 from ctdb.settings import Count, Fraction
 
 
@@ -65,29 +65,35 @@ class SequentialAutoencoder(Model):
         self,
         encod_data: Float[Tensor, "trials bins heldin"],
         ext_input: Float[Tensor, "trials recon_bins inputs"],
-        generator: torch.Generator | None = None,
+        noise: Noise | None = None,
         n_bins: Int[Tensor, " trials"] | None = None,
     ) -> tuple[Float[Tensor, "trials recon_bins neurons"], Float[Tensor, "trials recon_bins states"]]:
-        """Log-rates and latents; dropout is drawn from `generator`, and there is none without.
+        """Log-rates and latents; dropout is drawn from `noise`, and there is none without.
 
         The encoder reads the first `n_bins` bins of each trial, all of them where that is not given.
         """
+        latents = self._latents(encod_data, ext_input, noise, n_bins)
+        return self.to_log_rates(latents), latents
+
+    def _latents(self, encod_data: Tensor, ext_input: Tensor, noise: Noise | None, n_bins: Tensor | None) -> Tensor:
         if n_bins is not None:
             encod_data = nn.utils.rnn.pack_padded_sequence(encod_data, n_bins.cpu(), True, enforce_sorted=False)
         _, last = self.encoder(encod_data)
-        summary = dropout(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, generator)
-        state = dropout(self.to_initial_state(summary), self.settings.initial_state_dropout, generator)
-        latents = scan(self.cell, state, ext_input)
-        return self.to_log_rates(latents), latents
+        summary = dropout(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, noise, "summary")
+        state = dropout(self.to_initial_state(summary), self.settings.initial_state_dropout, noise, "initial state")
+        return scan(self.cell, state, ext_input)
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Poisson negative log-likelihood per valid bin and neuron, with its constant (Stirling) term."""
-        noise = generator if self.training else None
-        log_rates, _ = self(batch["encod_data"], batch["ext_input"], noise, batch.get("n_bins"))
-        counts = batch["recon_data"]
-        nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
-        weight = batch["weight"].expand_as(nll)
-        return (weight * nll).sum() / weight.sum().clamp(min=1)
+        noise = Noise.of(batch, generator) if self.training else None
+        latents = self._latents(batch["encod_data"], batch["ext_input"], noise, batch.get("n_bins"))
+        weight, counts = batch["weight"], batch["recon_data"]
+        n_values = weight.sum() * (counts.shape[2] // weight.shape[2])
+        return poisson_nll(latents, self._readout, counts, weight) / n_values.clamp(min=1)
+
+    @property
+    def _readout(self) -> Linear:
+        return Linear(self.to_log_rates.weight, self.to_log_rates.bias)
 
     def infer_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rates and latents of a batch."""

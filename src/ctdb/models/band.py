@@ -11,7 +11,6 @@ corrections", bioRxiv.
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ctdb.datasets import MultiSession, SpikeDataset
@@ -19,6 +18,7 @@ from ctdb.errors import DatasetError
 from ctdb.models import MODELS
 from ctdb.models.base import Sizes
 from ctdb.models.lfads import LFADS, LFADSSettings
+from ctdb.recurrent import Noise
 from ctdb.settings import NonNegative
 
 
@@ -54,13 +54,13 @@ class BAND(LFADS):
         terms: dict[str, Tensor],
         batch: Mapping[str, Tensor],
         factors: Tensor,
-        generator: torch.Generator | None,
+        noise: Noise | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss with the decoder's error, in training and where epochs are selected."""
         if self.settings.behavior_weight == 0 or "behavior" not in batch:
             return loss, terms
         in_trial = batch.get("in_trial", batch["weight"])
-        error = self.behavior.loss(factors, batch["behavior"], in_trial, generator)
+        error = self.behavior.loss(factors, batch["behavior"], in_trial, noise)
         return loss + self.settings.behavior_weight * error, terms | {"behavior": error}
 
     def finish(self, dataset: SpikeDataset | MultiSession) -> None:

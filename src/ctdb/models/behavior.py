@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import DatasetError
 from ctdb.models.augmentations import dropout
-from ctdb.recurrent import FanInLinear
+from ctdb.recurrent import FanInLinear, Noise
 from ctdb.regression import ridge
 from ctdb.settings import Fraction, NonEmpty, NonNegative, Settings
 
@@ -58,14 +58,14 @@ class BehaviorDecoder(nn.Module):
         return self.standardised(factors) * self.std + self.mean
 
     def standardised(
-        self, factors: Float[Tensor, "trials bins factors"], generator: torch.Generator | None = None
+        self, factors: Float[Tensor, "trials bins factors"], noise: Noise | None = None
     ) -> Float[Tensor, "trials bins behaviors"]:
-        """Behaviour in standard deviations from its mean; dropout is drawn from `generator`."""
+        """Behaviour in standard deviations from its mean; dropout is drawn from `noise`."""
         length = factors.shape[1]
         if self.settings.decoder == "linear":
-            return self.map(dropout(factors, self.settings.dropout, generator))
+            return self.map(dropout(factors, self.settings.dropout, noise, "behavior"))
         padded = nn.functional.pad(factors, (0, 0, 0, self.n_bins - length))
-        flat = dropout(padded.flatten(1), self.settings.dropout, generator)
+        flat = dropout(padded.flatten(1), self.settings.dropout, noise, "behavior")
         return self.map(flat).unflatten(1, (self.n_bins, self.n_behaviors))[:, :length]
 
     def loss(
@@ -73,13 +73,13 @@ class BehaviorDecoder(nn.Module):
         factors: Float[Tensor, "trials bins factors"],
         behavior: Float[Tensor, "trials behavior_bins behaviors"],
         in_trial: Float[Tensor, "trials bins 1"],
-        generator: torch.Generator | None = None,
+        noise: Noise | None = None,
     ) -> Tensor:
         """Sum over groups of weight times the mean squared error in standard deviations, where behaviour is known."""
         n_bins = behavior.shape[1]
         known = ~behavior.isnan() & (in_trial[:, :n_bins] > 0)
         target = torch.where(known, (behavior - self.mean) / self.std, 0)
-        error = torch.where(known, self.standardised(factors, generator)[:, :n_bins] - target, 0)
+        error = torch.where(known, self.standardised(factors, noise)[:, :n_bins] - target, 0)
         per_channel = (error**2).sum((0, 1)) / known.sum((0, 1)).clamp(min=1)
         return (self.channel_weight * per_channel).sum()
 

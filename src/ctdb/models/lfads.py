@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError, DatasetError
 from ctdb.models import MODELS
-from ctdb.models.augmentations import dropout, hide_samples, keep_mask, spike_jitter, temporal_shift
+from ctdb.models.augmentations import dropout, hide_samples, spike_jitter, temporal_shift
 from ctdb.models.base import Model, ModelSettings, Sizes
 from ctdb.models.behavior import BehaviorDecoder, BehaviorSettings
 from ctdb.models.observations import OBSERVATIONS
@@ -39,7 +39,19 @@ from ctdb.models.priors import (
     make_prior,
 )
 from ctdb.models.readin import ReadinSettings, start_by_regression
-from ctdb.recurrent import Bidirectional, Cell, ClippedGRUCell, FanInLinear, GRUCell, UnitRowLinear, scan
+from ctdb.recurrent import (
+    Bidirectional,
+    Cell,
+    ClippedGRUCell,
+    FanInLinear,
+    Generated,
+    GRUCell,
+    Kept,
+    Linear,
+    Noise,
+    UnitRowLinear,
+    controlled_scan,
+)
 from ctdb.registry import Registry
 from ctdb.seeds import derive
 from ctdb.settings import Count, Fraction, NonNegative, Positive
@@ -125,18 +137,6 @@ class Encoded(NamedTuple):
     ic_mean: Tensor
     ic_std: Tensor
     ci: Tensor
-
-
-class Decoded(NamedTuple):
-    """One run of the generator from one initial condition; each (trials, bins, channels) but `gen_init`."""
-
-    gen_init: Tensor
-    gen_states: Tensor
-    factors: Tensor
-    gen_inputs: Tensor
-    con_states: Tensor
-    co_means: Tensor
-    co_stds: Tensor
 
 
 @MODELS.register("lfads")
@@ -266,8 +266,9 @@ class LFADS(Model):
         return made
 
     def fit_tensors(self, trials: Split, session: str | None = None) -> dict[str, Tensor]:
-        """Tensors of a split that is fitted or selects: with `sv_rate`, the samples that validate are marked."""
+        """Tensors of a split that is fitted or selects: counts as bytes; with `sv_rate`, what validates is marked."""
         made = self.tensors(trials, session)
+        made |= {name: _as_bytes(made[name]) for name in ("encod_data", "recon_data")}
         if self.settings.sv_rate:
             seed = derive("sample validation", self.settings.seed, session or "", len(trials.recon_data))
             made["sv_mask"] = hide_samples(made["encod_data"].shape, self.settings.sv_rate, seed, made["encod_data"])
@@ -282,17 +283,17 @@ class LFADS(Model):
         index: int,
         n_bins: Tensor | None = None,
         n_recon_bins: int | None = None,
-        generator: torch.Generator | None = None,
+        noise: Noise | None = None,
     ) -> Encoded:
         """Posterior of the initial condition, and the controller's input in every bin; 0 beyond the bins seen."""
         s = self.settings
         n_trials, length, _ = encod_data.shape
         n_recon_bins = n_recon_bins or length
-        read = dropout(self.readin[index](encod_data), s.dropout_rate, generator)
+        read = dropout(self.readin[index](encod_data), s.dropout_rate, noise, "encoder input")
         start = s.ic_enc_seq_len
         ic_bins = None if n_bins is None else (n_bins.clamp(max=start) if start else n_bins)
-        ahead, back = self.ic_encoder(read[:, :start] if start else read, ic_bins)
-        summary = dropout(torch.cat([ahead[:, -1], back[:, 0]], 1), s.dropout_rate, generator)
+        summary = self.ic_encoder.summary(read[:, :start] if start else read, ic_bins)
+        summary = dropout(summary, s.dropout_rate, noise, "ic summary")
         ic_std = (self.ic_logvar(summary).exp() + s.ic_post_var_min).sqrt()
         if not s.co_dim:
             return Encoded(self.ic_mean(summary), ic_std, read.new_zeros(n_trials, n_recon_bins, 0))
@@ -313,52 +314,48 @@ class LFADS(Model):
         ci: Float[Tensor, "trials recon_bins ci"],
         ext_input: Float[Tensor, "trials recon_bins inputs"],
         co_noise: Float[Tensor, "trials recon_bins co"] | None = None,
-        generator: torch.Generator | None = None,
+        noise: Noise | None = None,
         control: Float[Tensor, " recon_bins"] | None = None,
-    ) -> Decoded:
-        """Run the generator from an initial condition.
+        states: bool = True,
+    ) -> Generated:
+        """Run the generator from an initial condition; the loop itself is :func:`ctdb.recurrent.controlled_scan`.
 
-        `co_noise` (standard normal) makes samples of the inferred inputs, which are their means without it;
-        `generator` draws dropout; `control` multiplies the inferred input of each bin.
+        `co_noise` (standard normal) makes samples of the inferred inputs, which are their means without it; `noise`
+        draws dropout; `control` multiplies the inferred input of each bin. Without `states`, only factors and inferred
+        inputs are sure to be there.
         """
-        s = self.settings
-        n_trials, length, _ = ci.shape
-        ext_input = dropout(ext_input[:, :, : self.n_ext], s.dropout_rate, generator)
-        state = gen_init = self.ic_to_g0(ic)
-        if not s.co_dim:
-            states = scan(self.generator, state, ext_input)
-            factors = self.to_factors(dropout(states, s.dropout_rate, generator))
-            none = states[:, :, :0]
-            return Decoded(gen_init, states, factors, ext_input, none, none, none)
-        kept_ci, kept_factors, kept_states = self._decoder_masks(n_trials, length, generator, ic)
-        to_factors = self.to_factors.unit_weight().T
-        con_state = self.con_initial.expand(n_trials, -1)
-        factors = dropout(state, s.dropout_rate, generator) @ to_factors
-        rows = []
-        for t in range(length):
-            con_input = torch.cat([_times(ci[:, t], kept_ci, t), _times(factors, kept_factors, t)], 1)
-            con_state = self.controller(con_input, con_state)
-            co_mean, co_std = self.co_mean(con_state), (0.5 * self.co_logvar(con_state)).exp()
-            inferred = co_mean if co_noise is None else co_mean + co_std * co_noise[:, t]
-            if control is not None:
-                inferred = inferred * control[t]
-            gen_input = torch.cat([inferred, ext_input[:, t]], 1)
-            state = self.generator(gen_input, state)
-            factors = _times(state, kept_states, t) @ to_factors
-            rows.append((state, factors, gen_input, con_state, co_mean, co_std))
-        return Decoded(gen_init, *(torch.stack(column, 1) for column in zip(*rows, strict=True)))
+        ext_input = dropout(ext_input[:, :, : self.n_ext], self.settings.dropout_rate, noise, "external input")
+        own: dict[str, Any] = {}
+        if self.settings.co_dim:
+            co_weight = torch.cat([self.co_mean.weight, self.co_logvar.weight])
+            own["to_co"] = Linear(co_weight, torch.cat([self.co_mean.bias, self.co_logvar.bias]))
+            own["con_state"] = self.con_initial.expand(len(ic), -1)
+        return controlled_scan(
+            self.generator,
+            self.controller if self.settings.co_dim else None,
+            self.to_factors.unit_weight(),
+            self.ic_to_g0(ic),
+            ext_input,
+            ci=ci,
+            kept=self._decoder_dropout(ext_input.shape[1], noise),
+            co_noise=co_noise,
+            control=control,
+            states=states,
+            **own,
+        )
 
-    def _decoder_masks(
-        self, n_trials: int, length: int, generator: torch.Generator | None, like: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        """Dropout of the controller's two inputs and of the generator state, for all bins at once."""
+    def _decoder_dropout(self, length: int, noise: Noise | None) -> Kept | None:
+        """Dropout of the controller's two inputs and of the generator state."""
         s = self.settings
-        if generator is None or s.dropout_rate == 0:
-            return None, None, None
-        sizes = (2 * s.ci_enc_dim, s.fac_dim, s.gen_dim)
-        keep = 1 - s.dropout_rate
-        mask = keep_mask((length, n_trials, sum(sizes)), s.dropout_rate, generator, like) / keep
-        return mask.split(sizes, 2)
+        if noise is None or s.dropout_rate == 0:
+            return None
+        start = ci = factors = None
+        if s.co_dim:
+            start = noise.keep("generator start", 1, s.gen_dim, s.dropout_rate)[:, 0]
+            ci = noise.keep("controller input", length, 2 * s.ci_enc_dim, s.dropout_rate)
+            factors = noise.keep("controller factors", length, s.fac_dim, s.dropout_rate)
+        states = noise.keep("generator states", length, s.gen_dim, s.dropout_rate)
+        return Kept(start, ci, factors, states, 1 / (1 - s.dropout_rate))
 
     # Loss
 
@@ -387,33 +384,37 @@ class LFADS(Model):
         self, batch: Mapping[str, Tensor], session: str | None, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         index = self.session_index(session)
-        n_trials, length = batch["recon_data"].shape[:2]
-        encod_data, recon_data, weight = self._augmented(batch, generator)
-        seen, learned = self._coordinated_dropout(batch, generator)
-        encoded = self.encode(encod_data * seen, index, batch.get("n_bins"), length, generator)
-        ic, co_noise = self._draw(encoded, length, generator)
-        decoded = self.decode(ic, encoded.ci, batch["ext_input"], co_noise, generator)
+        noise = None if generator is None else Noise.of(batch, generator, session or "")
+        length = batch["recon_data"].shape[1]
+        encod_data, recon_data, weight = self._augmented(batch, noise)
+        seen, learned = self._coordinated_dropout(batch, noise)
+        encoded = self.encode((encod_data * seen).to(weight.dtype), index, batch.get("n_bins"), length, noise)
+        ic, co_noise = self._draw(encoded, length, noise)
+        decoded = self.decode(ic, encoded.ci, batch["ext_input"], co_noise, noise, states=False)
 
-        observation = self.observation[index]
-        target = torch.where(weight > 0, recon_data, observation.placeholder)
-        nll = observation.nll(self._distribution(decoded.factors, index), target)
         hidden = None
         if "sv_mask" in batch:
-            hidden = weight * _padded(batch["sv_mask"], weight)
+            hidden = weight * _padded(batch["sv_mask"], recon_data)
             weight = weight - hidden
-        if learned is not None:
-            nll = learned * nll + (1 - learned) * nll.detach()
-        n_values = weight.sum().clamp(min=1)
-        loss = (weight * nll).sum() / n_values
-        terms = {"nll": loss}
+        n_values = _n_values(weight, recon_data)
+        nll = self._nll_sum(decoded.factors, index, recon_data, weight, learned)
+        terms = {"nll": nll / n_values}
         terms |= self._kl_terms(encoded, decoded, co_noise, ic, batch.get("in_trial", batch["weight"]))
         if hidden is not None:
-            terms["sv_nll"] = (hidden * nll.detach()).sum() / hidden.sum().clamp(min=1)
+            with torch.no_grad():
+                hidden_nll = self._nll_sum(decoded.factors, index, recon_data, hidden, None)
+            terms["sv_nll"] = hidden_nll / hidden.sum().clamp(min=1)
+        loss = terms["nll"]
         if self.training:
-            loss = loss + observation.penalty().to(nll) + self._kl_penalty(terms, n_values / n_trials, length)
+            penalty = self._kl_penalty(terms, n_values / len(recon_data), length)
+            loss = loss + self.observation[index].penalty().to(loss) + penalty
         else:
             loss = terms.get("sv_nll", loss)
-        return self._add_behavior(loss, terms, batch, decoded.factors, generator)
+        return self._add_behavior(loss, terms, batch, decoded.factors, noise)
+
+    def _nll_sum(self, factors: Tensor, index: int, data: Tensor, weight: Tensor, learned: Tensor | None) -> Tensor:
+        readout = Linear(self.readout[index].weight, self.readout[index].bias)
+        return self.observation[index].nll_sum(readout, factors, data, weight, learned)
 
     def _add_behavior(
         self,
@@ -421,34 +422,36 @@ class LFADS(Model):
         terms: dict[str, Tensor],
         batch: Mapping[str, Tensor],
         factors: Tensor,
-        generator: torch.Generator | None,
+        noise: Noise | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """LFADS learns from spikes alone: its behaviour decoder is fitted afterwards, to factors that are settled."""
         return loss, terms
 
-    def _augmented(
-        self, batch: Mapping[str, Tensor], generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Data to see, data to predict, and the weight of each value of these.
+    def _augmented(self, batch: Mapping[str, Tensor], noise: Noise | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Data to see, data to predict, and the weight of each bin or value of these.
 
         In training, both are jittered or shifted independently where the settings say so. What is missing or hidden
         stays out of sight wherever it moves.
         """
         s, encod_data, recon_data = self.settings, batch["encod_data"], batch["recon_data"]
-        weight = batch["weight"].expand_as(recon_data)
-        if generator is None or not (s.spike_jitter or s.temporal_shift):
+        weight = batch["weight"]
+        if noise is None or not (s.spike_jitter or s.temporal_shift):
             return encod_data, recon_data, weight
+        encod_data, recon_data = encod_data.to(weight), recon_data.to(weight)
+        weight = weight.expand_as(recon_data)
         in_trial = batch.get("in_trial", batch["weight"])
         hidden = _padded(batch["sv_mask"], weight) if "sv_mask" in batch else torch.zeros_like(weight)
         absent = ((weight == 0) & (in_trial > 0)) | (hidden > 0)
         moved = []
-        for data, n_bins in ((encod_data, batch.get("n_bins")), (recon_data, in_trial[..., 0].sum(1).long())):
+        sides = {"seen": (encod_data, batch.get("n_bins")), "told": (recon_data, in_trial[..., 0].sum(1).long())}
+        for side, (data, n_bins) in sides.items():
             place = (slice(None), slice(data.shape[1]), slice(data.shape[2]))
             changed = (data * in_trial[:, : data.shape[1]]).masked_fill(absent[place], torch.nan)
             if s.spike_jitter:
-                changed = spike_jitter(changed, s.spike_jitter, n_bins, generator)
+                changed = spike_jitter(changed, s.spike_jitter, n_bins, noise, f"{side} jitter")
             if s.temporal_shift:
-                changed = temporal_shift(changed, s.temporal_shift, s.temporal_shift_max, n_bins, generator)
+                shift = (s.temporal_shift, s.temporal_shift_max)
+                changed = temporal_shift(changed, *shift, n_bins, noise, f"{side} shift")
             moved.append(changed)
         encod_data, recon_moved = moved
         weight = weight * (~recon_moved.isnan() | (hidden > 0))
@@ -456,43 +459,47 @@ class LFADS(Model):
         return encod_data.nan_to_num(), recon_moved, weight
 
     def _coordinated_dropout(
-        self, batch: Mapping[str, Tensor], generator: torch.Generator | None
+        self, batch: Mapping[str, Tensor], noise: Noise | None
     ) -> tuple[Tensor | float, Tensor | None]:
         """Factor on the encoder's input, and where the loss may teach: only at samples that the encoder did not see.
 
         Held-out neurons and later bins always teach (unless `cd_heldout`); the initial-condition segment is never
         hidden. Samples that validate are hidden in eval mode too.
         """
-        s, data = self.settings, batch["encod_data"]
+        s, data, weight = self.settings, batch["encod_data"], batch["weight"]
         seen, learned = 1.0, None
-        if generator is not None and s.cd_rate:
+        if noise is not None and s.cd_rate:
             shape = batch["recon_data"].shape
-            whole = keep_mask(shape if s.cd_heldout else data.shape, s.cd_rate, generator, data)
+            _, n_bins, n_neurons = shape if s.cd_heldout else data.shape
+            whole = noise.keep("coordinated dropout", n_bins, n_neurons, s.cd_rate)
+            learned = torch.ones(shape, dtype=torch.uint8, device=data.device)
+            teaches = learned[:, :n_bins, :n_neurons]
+            teaches.sub_(whole)
+            if s.cd_pass_rate:
+                teaches.bitwise_or_(1 - noise.keep("coordinated dropout pass", n_bins, n_neurons, s.cd_pass_rate))
             kept = whole[:, : data.shape[1], : data.shape[2]]
-            passes = 1 - keep_mask(whole.shape, s.cd_pass_rate, generator, data) if s.cd_pass_rate else 0.0
-            learned = data.new_ones(shape)
-            learned[:, : whole.shape[1], : whole.shape[2]] = (1 - whole + passes).clamp(max=1)
-            seen = kept / (1 - s.cd_rate)
+            if s.ic_enc_seq_len:
+                learned[:, : s.ic_enc_seq_len] = 1
+            seen = kept.to(weight.dtype).mul_(1 / (1 - s.cd_rate))
             if s.ic_enc_seq_len:
                 seen[:, : s.ic_enc_seq_len] = 1
-                learned[:, : s.ic_enc_seq_len] = 1
         if "sv_mask" in batch:
             visible = ~batch["sv_mask"] / (1 - s.sv_rate)
             visible[:, : s.ic_enc_seq_len] = 1
             seen = seen * visible
         return seen, learned
 
-    def _draw(self, encoded: Encoded, length: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
-        """Initial condition, and noise of the inferred inputs: drawn with a generator, at their means without one."""
+    def _draw(self, encoded: Encoded, length: int, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
+        """Initial condition, and noise of the inferred inputs: drawn where there is noise, at their means without."""
         ic, co_noise = encoded.ic_mean, None
-        if generator is not None and self.ic_prior.variational:
-            ic = ic + encoded.ic_std * _normal(ic.shape, generator, ic)
-        if generator is not None and self.settings.co_dim and self.co_prior.variational:
-            co_noise = _normal((len(ic), length, self.settings.co_dim), generator, ic)
+        if noise is not None and self.ic_prior.variational:
+            ic = ic + encoded.ic_std * noise.normal("ic", 1, self.settings.ic_dim, ic)[:, 0]
+        if noise is not None and self.settings.co_dim and self.co_prior.variational:
+            co_noise = noise.normal("inferred inputs", length, self.settings.co_dim, ic)
         return ic, co_noise
 
     def _kl_terms(
-        self, encoded: Encoded, decoded: Decoded, co_noise: Tensor | None, ic: Tensor, in_trial: Tensor
+        self, encoded: Encoded, decoded: Generated, co_noise: Tensor | None, ic: Tensor, in_trial: Tensor
     ) -> dict[str, Tensor]:
         """KL in nats per trial, mean over trials; that of inferred inputs summed over the trial's valid bins."""
         terms = {"kl_ic": self.ic_prior.kl(encoded.ic_mean, encoded.ic_std, ic).mean()}
@@ -591,7 +598,7 @@ class LFADS(Model):
             noise = None if co_noise is None else co_noise[chosen].repeat_interleave(n_trials, 0)
             decoded = self.decode(ic, ci, ext_input, noise, control=None if control is None else control.to(ic))
             rates = self.observation[index].mean(self._distribution(decoded.factors, index))
-            for name, value in {"rates": rates, **decoded._asdict()}.items():
+            for name, value in {"rates": rates, "gen_init": self.ic_to_g0(ic), **decoded._asdict()}.items():
                 summed = value.unflatten(0, (n, n_trials)).sum(0)
                 sums[name] = sums[name] + summed if name in sums else summed
         means = {name: value / n_samples for name, value in sums.items()}
@@ -707,9 +714,12 @@ def _padded(mask: Tensor, like: Tensor) -> Tensor:
     return whole
 
 
-def _times(value: Tensor, mask: Tensor | None, t: int) -> Tensor:
-    return value if mask is None else value * mask[t]
+def _as_bytes(values: Tensor) -> Tensor:
+    """Counts that fit into bytes, as such; other values as they are."""
+    made = values.to(torch.uint8)
+    return made if torch.equal(made.to(values.dtype), values) else values
 
 
-def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+def _n_values(weight: Tensor, data: Tensor) -> Tensor:
+    """Sum of the weights of all values, at least 1."""
+    return (weight.sum() * (data.shape[2] // weight.shape[2])).clamp(min=1)

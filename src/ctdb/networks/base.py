@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.networks import NETWORKS
-from ctdb.recurrent import Cell, initialise, scan
+from ctdb.recurrent import Cell, Linear, Noise, StateNoise, initialise, noisy_scan
 from ctdb.seeds import derive
 from ctdb.settings import Count, NonNegative, Settings, TrainingSettings
 
@@ -33,7 +33,7 @@ class Network(nn.Module):
 
     The state after bin t is ``F(input_t, state_{t-1}) + state_noise * N(0, 1)`` and the output of bin t is a linear
     readout of the state before that noise. The state before the first bin is learned, plus
-    ``initial_state_noise * N(0, 1)``. Noise is drawn only where a generator is given.
+    ``initial_state_noise * N(0, 1)``. Noise is drawn only where it is given.
 
     Parameters
     ----------
@@ -67,32 +67,28 @@ class Network(nn.Module):
         return self.output(state.to(self.initial_state.dtype))
 
     def run(
-        self, inputs: Float[Tensor, "trials bins inputs"], generator: torch.Generator | None = None
-    ) -> tuple[Float[Tensor, "trials bins states"], Float[Tensor, "trials bins outputs"]]:
+        self, inputs: Float[Tensor, "trials bins inputs"], noise: Noise | None = None, states: bool = True
+    ) -> tuple[Float[Tensor, "trials bins states"] | None, Float[Tensor, "trials bins outputs"]]:
         """States and outputs on given inputs.
 
         Parameters
         ----------
         inputs
             Task inputs.
-        generator
+        noise
             Source of the initial-state and state noise; None for none.
+        states
+            Whether the states are wanted; their place may be None otherwise.
         """
         inputs = inputs.to(self.initial_state.dtype)
-        n_trials, n_bins, _ = inputs.shape
-        shape = (n_trials, self.settings.hidden_size)
-        state = self.initial_state.expand(shape)
-        if generator is None:
-            states = scan(self.cell, state, inputs)
-            return states, self.output(states)
-        state = state + self.settings.initial_state_noise * self._normal(shape, generator)
-        noise = self.settings.state_noise * self._normal((n_bins, *shape), generator)
-        clean, noisy = [], []
-        for current, kick in zip(inputs.unbind(1), noise, strict=True):
-            clean.append(self.cell(current, state))
-            state = clean[-1] + kick
-            noisy.append(state)
-        return torch.stack(noisy, 1), self.output(torch.stack(clean, 1))
+        state = self.initial_state.expand(len(inputs), -1)
+        readout, kicks = Linear(self.output.weight, self.output.bias), None
+        if noise is not None:
+            first = noise.normal("initial state", 1, self.settings.hidden_size, inputs)[:, 0]
+            state = state + self.settings.initial_state_noise * first
+            if self.settings.state_noise:
+                kicks = StateNoise(noise, "state", self.settings.state_noise)
+        return noisy_scan(self.cell, state, inputs, readout, kicks, states)
 
     def save(self, directory: Path | str, **facts: Any) -> None:
         """Write weights and spec, with `facts` about the training, so that :func:`load` gives the network back."""
@@ -101,10 +97,6 @@ class Network(nn.Module):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         write_bytes(Path(directory) / "weights.safetensors", safetensors.torch.save(weights))
         write_yaml(Path(directory) / "spec.yaml", spec)
-
-    def _normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        like = self.initial_state
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def build(spec: Mapping[str, Any], n_inputs: int, n_outputs: int, seed: int) -> Network:

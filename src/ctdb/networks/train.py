@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ctdb.errors import TrainingDivergedError
 from ctdb.files import lock, write_hdf5
 from ctdb.networks.base import Network, build, load
+from ctdb.recurrent import Noise
 from ctdb.seeds import derive
 from ctdb.tasks.base import Task, TaskTrials
 from ctdb.training import Batches, discard_checkpoint, train
@@ -27,8 +28,8 @@ class _OnTask(nn.Module):
         self.network, self.task = network, task
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None) -> Tensor:
-        noise = generator if self.training else None
-        _, outputs = self.network.run(batch["inputs"], noise)
+        noise = Noise.of(batch, generator) if self.training else None
+        _, outputs = self.network.run(batch["inputs"], noise, states=False)
         return self.task.loss(outputs, batch["targets"], batch["loss_weight"])
 
 
@@ -101,9 +102,10 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     network = load(directory, torch.float32)
     generator = torch.Generator().manual_seed(derive("network activity", seed))
     states, outputs = [], []
+    inputs = torch.from_numpy(trials.inputs)
     with torch.no_grad():
-        for part in torch.from_numpy(trials.inputs).split(TRIALS_PER_PASS):
-            state, output = network.run(part, generator)
+        for part in torch.arange(len(inputs)).split(TRIALS_PER_PASS):
+            state, output = network.run(inputs[part], Noise(generator, part))
             states.append(state.numpy())
             outputs.append(output.numpy())
     outputs = np.concatenate(outputs)

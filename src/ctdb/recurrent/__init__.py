@@ -1,21 +1,35 @@
-"""The recurrent core that networks and models share: cells with one `step`, and the scan over time."""
+"""The recurrent core that networks and models share: cells with one `step`, loops over time, and their backends."""
 
+from ctdb.recurrent.backends import Backend, choose, controlled_scan, noisy_scan, poisson_nll, scan, use_backend
 from ctdb.recurrent.bidirectional import Bidirectional
-from ctdb.recurrent.cells import Cell, ClippedGRUCell, EulerMLPCell, GRUCell, LinearCell, TanhCell
+from ctdb.recurrent.cells import Cell, ClippedGRUCell, EulerMLPCell, GRUCell, LeakyRateCell, LinearCell, TanhCell
+from ctdb.recurrent.eager import Generated, Kept, Linear
 from ctdb.recurrent.initialise import initialise
 from ctdb.recurrent.linear import FanInLinear, UnitRowLinear
-from ctdb.recurrent.scan import scan
+from ctdb.recurrent.noise import Noise, StateNoise
 
 __all__ = [
+    "Backend",
     "Bidirectional",
     "Cell",
     "ClippedGRUCell",
     "EulerMLPCell",
     "FanInLinear",
     "GRUCell",
+    "Generated",
+    "Kept",
+    "LeakyRateCell",
+    "Linear",
     "LinearCell",
+    "Noise",
+    "StateNoise",
     "TanhCell",
     "UnitRowLinear",
+    "choose",
+    "controlled_scan",
     "initialise",
+    "noisy_scan",
+    "poisson_nll",
     "scan",
+    "use_backend",
 ]

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ctdb.recurrent.backends import scan_both_ways
 from ctdb.recurrent.cells import Cell
-from ctdb.recurrent.scan import scan
+from ctdb.recurrent.eager import Scanned
 
 
 class Bidirectional(nn.Module):
@@ -37,8 +38,16 @@ class Bidirectional(nn.Module):
             Valid bins of each trial; in the others the state stays as it is, so the last forward and the first
             backward states summarise the valid bins alone.
         """
+        ahead, back = self._scan(inputs, n_bins, states=True)
+        return ahead.states, back.states
+
+    def summary(
+        self, inputs: Float[Tensor, "trials bins inputs"], n_bins: Int[Tensor, " trials"] | None = None
+    ) -> Float[Tensor, "trials both_states"]:
+        """State of each direction when it has read everything, side by side; parameters as for a call."""
+        ahead, back = self._scan(inputs, n_bins, states=False)
+        return torch.cat([ahead.last, back.last], 1)
+
+    def _scan(self, inputs: Tensor, n_bins: Tensor | None, states: bool) -> tuple[Scanned, Scanned]:
         valid = None if n_bins is None else torch.arange(inputs.shape[1], device=inputs.device) < n_bins[:, None]
-        starts = self.initial[:, None].expand(-1, len(inputs), -1)
-        ahead = scan(self.ahead, starts[0], inputs, valid)
-        back = scan(self.back, starts[1], inputs.flip(1), None if valid is None else valid.flip(1))
-        return ahead, back.flip(1)
+        return scan_both_ways((self.ahead, self.back), self.initial, inputs, valid, states)

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -148,6 +149,39 @@ class TanhCell(_GatedWeights):
     ) -> Float[Tensor, "trials states"]:
         """Next state."""
         return torch.rnn_tanh_cell(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+
+class LeakyRateCell(_GatedWeights):
+    r"""Leaky firing-rate network, :math:`h' = (1 - \gamma) h + \gamma f(W_{ih} u + b_{ih} + W_{hh} h + b_{hh})`.
+
+    Parameters
+    ----------
+    n_inputs, n_states
+        As in :class:`Cell`.
+    leak
+        Share :math:`\gamma` of a step, time step over time constant, in (0, 1].
+    activation
+        Nonlinearity f.
+
+    References
+    ----------
+    Driscoll, Shenoy & Sussillo (2024), Nature Neuroscience 27:1349.
+    """
+
+    def __init__(
+        self, n_inputs: int, n_states: int, leak: float, activation: Literal["tanh", "relu", "softplus"] = "tanh"
+    ):
+        super().__init__(n_inputs, n_states, n_gates=1)
+        self.leak, self.activation = leak, activation
+
+    def forward(
+        self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
+    ) -> Float[Tensor, "trials states"]:
+        """Next state."""
+        drive = nn.functional.linear(input, self.weight_ih, self.bias_ih)
+        drive = drive + nn.functional.linear(state, self.weight_hh, self.bias_hh)
+        rate = {"tanh": torch.tanh, "relu": torch.relu, "softplus": nn.functional.softplus}[self.activation](drive)
+        return state + self.leak * (rate - state)
 
 
 class LinearCell(Cell):

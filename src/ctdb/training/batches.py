@@ -11,6 +11,8 @@ from ctdb.seeds import derive
 class Batches:
     """Iterate over trials in batches; the order of an epoch depends on the seed and the epoch alone.
 
+    A batch holds the chosen trials of each tensor, and their numbers as `trial_index`.
+
     Parameters
     ----------
     tensors
@@ -53,7 +55,7 @@ class Batches:
             generator = torch.Generator().manual_seed(derive("epoch order", self.shuffle_seed, self.epoch))
             order = torch.randperm(self.n_trials, generator=generator)
         for part in order.split(self.batch_size):
-            yield {name: value[part.to(value.device)] for name, value in self.tensors.items()}
+            yield _selected(self.tensors, part)
 
 
 class SessionBatches:
@@ -110,11 +112,13 @@ class SessionBatches:
                 next_step = (next_step + 1) % len(self)
             parts[name] = order.split(sizes)
         for step in range(len(self)):
-            yield {
-                name: {key: value[part[step].to(value.device)] for key, value in self.sessions[name].items()}
-                for name, part in parts.items()
-                if len(part[step])
-            }
+            yield {name: _selected(self.sessions[name], part[step]) for name, part in parts.items() if len(part[step])}
+
+
+def _selected(tensors: Mapping[str, Tensor], trials: Tensor) -> dict[str, Tensor]:
+    """Some trials, and their numbers as `trial_index`."""
+    trials = trials.to(next(iter(tensors.values())).device)
+    return {"trial_index": trials} | {name: value[trials] for name, value in tensors.items()}
 
 
 def amount(tensors: Mapping[str, Tensor]) -> Tensor:

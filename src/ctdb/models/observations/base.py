@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ctdb.errors import DatasetError
+from ctdb.recurrent import Linear
 from ctdb.settings import Settings
 
 
@@ -44,6 +45,35 @@ class Observation(nn.Module, ABC):
         self, parameters: Float[Tensor, "*axes parameters neurons"], data: Float[Tensor, "*axes neurons"]
     ) -> Float[Tensor, "*axes neurons"]:
         """Negative log-likelihood of each value, in nats, with its constant terms."""
+
+    def nll_sum(
+        self,
+        readout: Linear,
+        factors: Float[Tensor, "trials bins factors"],
+        data: Tensor,
+        weight: Float[Tensor, "trials bins weights"],
+        learned: UInt8[Tensor, "trials bins neurons"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Weighted sum of the negative log-likelihood over trials, bins and neurons.
+
+        Parameters
+        ----------
+        readout
+            From factors to parameters.
+        factors
+            What is read out.
+        data
+            Values (trials, bins, neurons), whole or floating; where their weight is 0 they may be anything.
+        weight
+            Of each bin, or of each value.
+        learned
+            Values whose error may teach; the others count, but have no gradient. All where not given.
+        """
+        target = torch.where(weight > 0, data.to(factors.dtype), self.placeholder)
+        nll = self.nll(readout(factors).unflatten(-1, (self.n_parameters, -1)), target)
+        if learned is not None:
+            nll = torch.where(learned > 0, nll, nll.detach())
+        return (weight * nll).sum()
 
     @abstractmethod
     def mean(self, parameters: Float[Tensor, "*axes parameters neurons"]) -> Float[Tensor, "*axes neurons"]:
