@@ -8,22 +8,17 @@ a machine that is busy with other things slows both alike.
 """
 
 import argparse
-import datetime
 import os
-import platform
-import re
 import statistics
-import time
-from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402
 
+from common import in_turn, machine, write_section  # noqa: E402
 from ctdb.tasks.base import TaskTrials, build  # noqa: E402
 
-README = Path(__file__).parent / "README.md"
 TITLE = "## Drawing flip-flop trials (`nbff_generation.py`)"
 SWITCH_PROB, INPUT_NOISE, PULSE_FREE_BINS, BLIND_START, BLIND_AFTER_CHANGE = 0.01, 0.15, 3, 5, 4
 
@@ -81,18 +76,10 @@ def measure(n_trials: int, n_bins: int, n_bits: int, n_rounds: int) -> dict[str,
     task = build({"kind": "nbff", **settings})
     check_equal(task.generate(100, np.random.default_rng(0)))
     sides = {
-        "loop": lambda rng: draw_in_a_loop(n_trials, n_bins, n_bits, rng),
-        "ctdb": lambda rng: task.generate(n_trials, rng),
+        "loop": lambda: draw_in_a_loop(n_trials, n_bins, n_bits, np.random.default_rng(1)),
+        "ctdb": lambda: task.generate(n_trials, np.random.default_rng(1)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(n_rounds + 1):
-        for name, draw in sides.items():
-            rng = np.random.default_rng(index)
-            start = time.perf_counter()
-            draw(rng)
-            if index:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return in_turn(sides, n_rounds)
 
 
 def report(seconds: dict[str, list[float]], size: str) -> str:
@@ -117,25 +104,6 @@ def report(seconds: dict[str, list[float]], size: str) -> str:
     )
 
 
-def machine() -> str:
-    """The machine in general words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
-        model = found[1].strip()
-    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    return f"{model}, {os.cpu_count()} cores, {versions}, {datetime.date.today().isoformat()}"
-
-
-def replace_section(text: str, title: str, body: str) -> str:
-    """`text` with the section under `title`, up to the next one of its level, replaced or added at the end."""
-    section = f"{title}\n\n{body}\n"
-    pattern = re.compile(rf"^{re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    if pattern.search(text):
-        return pattern.sub(lambda _: f"{section}\n", text).rstrip("\n") + "\n"
-    return f"{text.rstrip()}\n\n{section}"
-
-
 def main() -> None:
     """Measure, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -146,10 +114,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="replace this benchmark's section of README.md")
     given = parser.parse_args()
     seconds = measure(given.trials, given.bins, given.bits, given.rounds)
-    body = f"{machine()}.\n\n{report(seconds, f'{given.trials} trials x {given.bins} bins x {given.bits} bits')}"
+    body = f"{machine('numpy')}.\n\n{report(seconds, f'{given.trials} trials x {given.bins} bins x {given.bits} bits')}"
     print(body)
     if given.write:
-        README.write_text(replace_section(README.read_text(), TITLE, body))
+        write_section(TITLE, body)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ class PlateauSettings(Settings):
 class TrainingSettings(Settings):
     """Settings of one training run: Adam, gradients clipped by norm, stopped early on the valid loss.
 
+    `backend` runs the recurrent loops: see :mod:`ctdb.recurrent.backends`.
+
     Weight decay is Adam's (an L2 penalty on the loss), as in CtDB, or AdamW's (apart from the gradient), as in
     lfads-torch.
     """
@@ -46,6 +48,7 @@ class TrainingSettings(Settings):
     burn_in: int = Field(0, ge=0)
     patience: Count | None = None
     plateau: PlateauSettings | None = None
+    backend: Literal["auto", "eager", "torch", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
     def _something_to_select(self) -> "TrainingSettings":

@@ -24,6 +24,7 @@ from scipy.stats import gamma, kstest, norm, poisson
 from ctdb import models, training
 from ctdb.datasets import MultiSession, SpikeDataset
 from ctdb.errors import ConfigError, DatasetError
+from ctdb.recurrent import Linear, use_backend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,24 +77,46 @@ def with_missing(data, fraction=0.3, seed=4):
 
 
 def watch(model, session=0):
-    """What passes through a model: lists of what the encoders see, of log-rates, posteriors, samples and inputs."""
+    """What passes through a model, under whichever backend: lists with one entry per call.
+
+    What the encoders see (`ic_encoder`, `ci_encoder`), initial conditions (`ic`), the generator's inputs and their
+    posterior, log-rates, and what these are to predict (`targets`, 0 where it has no weight). The likelihood is given
+    the log-rates as if they were factors, with a readout that is the identity, so that they can be differentiated.
+    """
     seen = defaultdict(list)
 
-    def before(name, module):
-        module.register_forward_pre_hook(lambda _, given: seen[name].append(given[0]))
+    def instead(owner, method, make):
+        setattr(owner, method, make(getattr(owner, method)))
 
-    def after(name, module):
-        module.register_forward_hook(lambda _, given, result: seen[name].append(result))
+    def noting_input(name):
+        return lambda method: lambda inputs, *more: seen[name].append(inputs) or method(inputs, *more)
 
-    before("ic_encoder", model.ic_encoder)
-    before("ic", model.ic_to_g0)
-    before("gen_inputs", model.generator)
-    after("ic_mean", model.ic_mean)
-    after("log_rates", model.readout[session])
+    def decode(method):
+        def noted(*given, **options):
+            made = method(*given, **options | {"states": True})
+            for name in ("gen_inputs", "co_means", "co_stds"):
+                seen[name].append(getattr(made, name))
+            return made
+
+        return noted
+
+    def nll_sum(method):
+        def noted(readout, factors, data, weight, learned=None):
+            log_rates = readout(factors)
+            seen["log_rates"].append(log_rates)
+            seen["targets"].append(torch.where(weight > 0, data.to(log_rates), 0))
+            size = log_rates.shape[-1]
+            identity = Linear(torch.eye(size, dtype=log_rates.dtype), log_rates.new_zeros(size))
+            return method(identity, log_rates, data, weight, learned)
+
+        return noted
+
+    instead(model.ic_encoder, "summary", noting_input("ic_encoder"))
     if model.settings.co_dim:
-        before("ci_encoder", model.ci_encoder)
-        after("co_mean", model.co_mean)
-        after("co_logvar", model.co_logvar)
+        instead(model.ci_encoder, "forward", noting_input("ci_encoder"))
+    instead(model, "decode", decode)
+    instead(model.observation[session], "nll_sum", nll_sum)
+    model.ic_to_g0.register_forward_pre_hook(lambda _, given: seen["ic"].append(given[0]))
     return seen
 
 
@@ -205,8 +228,7 @@ def terms_by_hand(model, split, seen):
     s, w = model.settings, weights_of(model)
     n_trials, length, _ = split.recon_data.shape
     lengths = np.full(n_trials, length) if split.n_bins is None else split.n_bins
-    ic = seen["ic"][-1].detach().numpy()
-    inputs = torch.stack(seen["gen_inputs"][-length:], 1).detach().numpy()
+    ic, inputs = (seen[name][-1].detach().numpy() for name in ("ic", "gen_inputs"))
     nll, n_values, kl = 0.0, 0, defaultdict(float)
     for trial, n_bins in enumerate(lengths):
         alone = split.take(np.array([trial]))
@@ -215,11 +237,10 @@ def terms_by_hand(model, split, seen):
         ic_noise = (ic[trial : trial + 1] - mean.ic_mean) / mean.ic_std
         co_noise = None
         if s.co_dim:
-            co_means, co_logvars = (
-                torch.stack(seen[name][-length:], 1).detach().numpy()[trial : trial + 1, :n_bins]
-                for name in ("co_mean", "co_logvar")
+            co_means, co_stds = (
+                seen[name][-1].detach().numpy()[trial : trial + 1, :n_bins] for name in ("co_means", "co_stds")
             )
-            co_noise = (inputs[trial : trial + 1, :n_bins, : s.co_dim] - co_means) / np.exp(co_logvars / 2)
+            co_noise = (inputs[trial : trial + 1, :n_bins, : s.co_dim] - co_means) / co_stds
         drawn = forward(model, encod, external(alone)[:, :n_bins], n_bins, ic_noise=ic_noise, co_noise=co_noise)
         np.testing.assert_allclose(drawn.gen_inputs, inputs[trial : trial + 1, :n_bins], rtol=1e-6, atol=1e-8)
         counts = alone.recon_data[0, :n_bins]
@@ -261,9 +282,13 @@ def l2_by_hand(model):
 def test_loss_is_the_evidence_bound_per_value_of_the_noise_that_was_drawn(settings, trials, make_dataset):
     data = TRIALS[trials](make_dataset)
     model, split = make_model(data, **LOSSES[settings], **RAMPS).train(), data["train"]
-    s, batch, seen = model.settings, make_batch(model, split), watch(model)
+    s, batch = model.settings, make_batch(model, split)
     assert model.loss_and_terms(batch, generator(1))[0].item() == pytest.approx(model.loss(batch, generator(1)).item())
+    _, unwatched = model.loss_and_terms(batch, generator(5))
+    seen = watch(model)
     _, terms = model.loss_and_terms(batch, generator(5))
+    for name, value in terms.items():
+        assert value.item() == pytest.approx(unwatched[name].item(), rel=1e-12)
     nll, kl, values_per_trial = terms_by_hand(model, split, seen)
     assert terms["nll"].item() == pytest.approx(nll, rel=1e-9)
     assert terms["kl_ic"].item() == pytest.approx(kl["ic"], rel=1e-9)
@@ -333,8 +358,8 @@ def test_training_draws_standard_normal_noise_anew_for_every_trial_bin_and_dimen
     model.loss(make_batch(model, split), generator())
     posterior = forward(model, split.encod_data, external(split), 5)
     ic_noise = (seen["ic"][0].detach().numpy() - posterior.ic_mean) / posterior.ic_std
-    u, mean, logvar = (torch.stack(seen[name], 1).detach().numpy() for name in ("gen_inputs", "co_mean", "co_logvar"))
-    co_noise = (u - mean) / np.exp(logvar / 2)
+    u, mean, std = (seen[name][0].detach().numpy() for name in ("gen_inputs", "co_means", "co_stds"))
+    co_noise = (u - mean) / std
     for noise in (ic_noise, co_noise):
         assert kstest(noise.ravel(), norm.cdf).pvalue > 1e-3
         assert len(np.unique(noise)) == noise.size
@@ -598,16 +623,14 @@ def test_which_samples_are_hidden_depends_on_the_seed_alone(make_dataset):
 # Augmentations
 
 
-def test_jitter_moves_what_is_seen_and_what_is_predicted_independently_and_only_in_training(make_dataset, monkeypatch):
+def test_jitter_moves_what_is_seen_and_what_is_predicted_independently_and_only_in_training(make_dataset):
     data = with_lengths(make_dataset(n_bins=12), shortest=6)
     for split in data.splits.values():
         split.recon_data[np.arange(12) >= split.n_bins[:, None]] = 0
     model, split = make_model(data, spike_jitter=2).train(), data["train"]
-    batch, seen, targets = make_batch(model, split), watch(model), []
-    nll = model.observation[0].nll
-    monkeypatch.setattr(model.observation[0], "nll", lambda p, data: targets.append(data) or nll(p, data))
+    batch, seen = make_batch(model, split), watch(model)
     model.loss(batch, generator())
-    given, target = seen["ic_encoder"][0], targets[0]
+    given, target = seen["ic_encoder"][0], seen["targets"][0]
     for moved, original in ((given, batch["encod_data"]), (target, batch["recon_data"])):
         assert not torch.equal(moved, original)
         assert torch.equal(moved.sum(1), original.sum(1))
@@ -615,42 +638,36 @@ def test_jitter_moves_what_is_seen_and_what_is_predicted_independently_and_only_
     assert not torch.equal(given, target[:, :, : data.n_heldin])
     model.eval().loss(batch, generator())
     assert torch.equal(seen["ic_encoder"][1], batch["encod_data"])
-    assert torch.equal(targets[1], batch["recon_data"])
+    assert torch.equal(seen["targets"][1], batch["recon_data"])
 
 
-def test_jitter_never_brings_padding_into_a_trial(make_dataset, monkeypatch):
+def test_jitter_never_brings_padding_into_a_trial(make_dataset):
     data = with_lengths(make_busy(make_dataset, n_bins=12), shortest=6)
     model, split = make_model(data, spike_jitter=3).train(), data["train"]
-    batch, targets = make_batch(model, split), []
-    nll = model.observation[0].nll
-    monkeypatch.setattr(model.observation[0], "nll", lambda p, data: targets.append(data) or nll(p, data))
+    batch, seen = make_batch(model, split), watch(model)
     model.loss(batch, generator())
-    assert torch.equal(targets[0].sum(1), (batch["recon_data"] * batch["weight"]).sum(1))
+    assert torch.equal(seen["targets"][0].sum(1), (batch["recon_data"] * batch["weight"]).sum(1))
 
 
-def test_shifts_never_make_a_missing_value_count(make_dataset, monkeypatch):
+def test_shifts_never_make_a_missing_value_count(make_dataset):
     """The loss is the mean over the values that were recorded where they moved to; all of these are above 0."""
     data = with_missing(make_busy(make_dataset, n_bins=12))
     model, split = make_model(data, temporal_shift=2.0).train(), data["train"]
-    batch, seen = make_batch(model, split), []
-    nll = model.observation[0].nll
-    monkeypatch.setattr(
-        model.observation[0], "nll", lambda p, target: seen.append((target, nll(p, target))) or seen[-1][1]
-    )
+    batch, seen = make_batch(model, split), watch(model)
     _, terms = model.loss_and_terms(batch, generator())
-    ((target, values),) = seen
+    (target,), (log_rates,) = (seen[name] for name in ("targets", "log_rates"))
     assert 0 < (target > 0).sum() < (batch["weight"] > 0).sum()
-    torch.testing.assert_close(terms["nll"], values[target > 0].mean())
+    recorded = target > 0
+    nll = -poisson.logpmf(target[recorded].numpy(), log_rates[recorded].detach().exp().numpy()).mean()
+    assert terms["nll"].item() == pytest.approx(nll, rel=1e-9)
 
 
-def test_shifts_are_applied_in_training(make_dataset, monkeypatch):
+def test_shifts_are_applied_in_training(make_dataset):
     data = make_dataset(n_bins=12)
     model, split = make_model(data, temporal_shift=2.0, temporal_shift_max=3).train(), data["train"]
-    batch, seen, targets = make_batch(model, split), watch(model), []
-    nll = model.observation[0].nll
-    monkeypatch.setattr(model.observation[0], "nll", lambda p, data: targets.append(data) or nll(p, data))
+    batch, seen = make_batch(model, split), watch(model)
     model.loss(batch, generator())
-    for moved, original in ((seen["ic_encoder"][0], batch["encod_data"]), (targets[0], batch["recon_data"])):
+    for moved, original in ((seen["ic_encoder"][0], batch["encod_data"]), (seen["targets"][0], batch["recon_data"])):
         shifts = [
             [
                 [lag for lag in range(-3, 4) if torch.equal(moved[i, 3:-3, j], original[i, 3 - lag : 9 - lag, j])]
@@ -677,30 +694,36 @@ def test_dropout_hides_all_that_is_handed_on_but_the_states_themselves(sizes, ma
     data = make_busy(make_dataset, n_trials=100, ext_input=2)
     model = make_model(data, dropout_rate=0.4, fac_dim=40, ci_lag=0, **sizes, **NO_POSTERIOR).train()
     batch, calls = make_batch(model, data["train"]), defaultdict(list)
-    parts = ["ic_encoder", "ic_mean", "ic_to_g0", "generator"]
+    expected = model.loss(batch, generator()).item()
+    watched = watch(model)
+    parts = ["ic_mean", "ic_to_g0", "generator"]
     parts += ["ci_encoder", "controller"] if model.settings.co_dim else []
     for name in parts:
         getattr(model, name).register_forward_hook(
             lambda _, given, result, name=name: calls[name].append((given, result))
         )
-    model.readout[0].register_forward_hook(lambda _, given, result: calls["readout"].append((given, result)))
-    model.loss(batch, generator())
+    nll_sum = model.observation[0].nll_sum
+    model.observation[0].nll_sum = lambda readout, factors, *more: (
+        calls["readout"].append(factors) or nll_sum(readout, factors, *more)
+    )
+    with use_backend("eager"):  # which calls the cells in every bin
+        assert model.loss(batch, generator()).item() == pytest.approx(expected, rel=1e-10)
 
     def numbers(value):
         return value.detach().numpy()
 
     w, n_co = weights_of(model), model.settings.co_dim
     to_factors = w["to_factors.weight"] / np.linalg.norm(w["to_factors.weight"], axis=1, keepdims=True)
-    seen = numbers(calls["ic_encoder"][0][0][0])
+    seen = numbers(watched["ic_encoder"][0])
     zeros_and_rest(seen, batch["encod_data"].numpy(), 0.4, "encoder input")
-    ahead, back = (numbers(value) for value in calls["ic_encoder"][0][1])
+    ahead, back = (numbers(value) for value in model.ic_encoder(watched["ic_encoder"][0]))
     zeros_and_rest(numbers(calls["ic_mean"][0][0][0]), np.hstack([ahead[:, -1], back[:, 0]]), 0.4, "summary")
     inputs, before = (np.stack([numbers(call[0][i]) for call in calls["generator"]], 1) for i in (0, 1))
     states = np.stack([numbers(call[1]) for call in calls["generator"]], 1)
     zeros_and_rest(inputs[:, :, n_co:], batch["ext_input"].numpy(), 0.4, "external input")
     np.testing.assert_array_equal(before[:, 1:], states[:, :-1])  # a state goes on whole
     np.testing.assert_array_equal(before[:, 0], numbers(calls["ic_to_g0"][0][1]))
-    factors = numbers(calls["readout"][0][0][0])
+    factors = numbers(calls["readout"][0])
     zeros_and_rest(factors @ np.linalg.pinv(to_factors).T, states, 0.4, "states on their way to the factors")
     if not n_co:
         return
@@ -712,6 +735,131 @@ def test_dropout_hides_all_that_is_handed_on_but_the_states_themselves(sizes, ma
     zeros_and_rest(later, factors[:, :-1], 0.4, "controller input from the factors")
     initial = [np.linalg.lstsq(to_factors[f != 0], 0.6 * f[f != 0], rcond=None)[0] for f in first]
     zeros_and_rest(np.stack(initial), before[:, 0], 0.4, "initial state on its way to the first factors")
+
+
+# Noise belongs to trials, whatever batch they are in
+
+RANDOM = {
+    "controller": {},
+    "controller, gru": {"cell": "gru", "readin": {"kind": "linear", "dim": 5}},
+    "no controller": NO_CONTROLLER,
+    "Student-t priors": {"ic_prior": {"kind": "student_t"}, "co_prior": {"kind": "student_t"}, "ic_enc_seq_len": 2},
+    "hidden samples": {"sv_rate": 0.2, "cd_heldout": True},
+    "band": {"kind": "band", "behavior_weight": 0.5, "behavior": {"dropout": 0.3}},
+    "band, sequence": {"kind": "band", "behavior_weight": 0.5, "behavior": {"decoder": "sequence", "dropout": 0.3}},
+}
+SHAKEN = {"dropout_rate": 0.3, "cd_rate": 0.4, "cd_pass_rate": 0.2, "kl_increase_epoch": 0}
+MOVED = {"spike_jitter": 2, "temporal_shift": 1.0}
+
+
+def taken(batch, trials):
+    """Some trials of a batch, which keep the numbers that they have there."""
+    return {name: value[trials] for name, value in batch.items()} | {"trial_index": trials}
+
+
+def measured(model, batch, seed=2):
+    """Loss, terms and gradients."""
+    loss, terms = model.loss_and_terms(batch, generator(seed))
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return loss.detach(), terms, torch.autograd.grad(loss, chosen, allow_unused=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize(
+    ("settings", "moved"),
+    # Where hidden samples move, how many values count is drawn too, and the batches' shares are not known beforehand.
+    [pair for pair in product(RANDOM, ["still", "moved"]) if pair != ("hidden samples", "moved")],
+)
+def test_a_loss_is_the_mean_of_its_trials_however_they_are_cut_into_batches(settings, moved, backend, make_dataset):
+    changed, moved = RANDOM[settings], MOVED if moved == "moved" else {}
+    data = make_dataset(n_trials=9, ext_input=2, behavior=2)
+    if "kind" not in changed:  # the means of BAND's errors are over other values than those of the spikes
+        data = with_lengths(data, shortest=4)
+        data = data if moved else with_missing(data)
+    model = make_model(data, **SHAKEN, **moved, **changed).train()
+    batch = make_batch(model, data["train"], fitted=True)
+    order = torch.tensor([7, 2, 4, 0, 1, 8, 3, 6, 5])
+    parts = [taken(batch, order[:3]), taken(batch, order[3:])]
+    with use_backend(backend):
+        whole, *pieces = (measured(model, one) for one in (batch, *parts))
+        renumbered = measured(model, taken(batch, order[:3]) | {"trial_index": torch.arange(3)})
+    counted, hidden = [], []
+    for part in parts:
+        weight = part["weight"].expand_as(part["recon_data"])
+        seen = weight[:, :, : data.n_heldin]
+        hidden.append((seen * part["sv_mask"]).sum() if "sv_mask" in part else torch.zeros(()))
+        counted.append(weight.sum() - hidden[-1])
+    by_value, by_hidden = ([amount / sum(amounts) for amount in amounts] for amounts in (counted, hidden))
+    shares = {"nll": by_value, "loss": by_value, "sv_nll": by_hidden}  # those of a KL are by trials
+    named = [{"loss": loss, **terms} for loss, terms, _ in (whole, *pieces)]
+    for name, value in named[0].items():
+        weights = shares.get(name, [3 / 9, 6 / 9])
+        mean = sum(share * one[name] for share, one in zip(weights, named[1:], strict=True))
+        torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+    for value, *ones in zip(whole[2], *(piece[2] for piece in pieces), strict=True):
+        if value is None:  # LFADS learns nothing from behaviour
+            assert ones == [None, None]
+            continue
+        mean = sum(share * one for share, one in zip(by_value, ones, strict=True))
+        torch.testing.assert_close(mean, value, rtol=1e-8, atol=1e-11)
+    assert renumbered[0] != pieces[0][0]
+
+
+def test_trials_are_numbered_from_zero_where_they_have_no_numbers(make_dataset):
+    data = make_dataset(ext_input=2)
+    model = make_model(data, **SHAKEN).train()
+    batch = make_batch(model, data["train"])
+    expected = model.loss(batch, generator())
+    assert model.loss(batch | {"trial_index": torch.arange(8)}, generator()) == expected
+    assert model.loss(batch | {"trial_index": torch.arange(8) + 1}, generator()) != expected
+
+
+def test_a_fit_gives_counts_as_bytes_where_they_are_counts_that_fit(make_dataset):
+    data = with_lengths(make_dataset(ext_input=2))
+    model = make_model(data, spike_jitter=1, temporal_shift=1.0, **SHAKEN)
+    plain, fitted = (make_batch(model, data["train"], fitted=fitted) for fitted in (False, True))
+    for name in ("encod_data", "recon_data"):
+        assert fitted[name].dtype == torch.uint8
+        assert torch.equal(fitted[name].double(), plain[name])
+    assert {name for name in plain if fitted[name].dtype != plain[name].dtype} == {"encod_data", "recon_data"}
+    for mode in (True, False):
+        ours, theirs = (measured(model.train(mode), one) for one in (fitted, plain))
+        assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-12)
+        for one, other in zip(ours[2], theirs[2], strict=True):
+            if one is not None or other is not None:
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+    for odd in (256.0, 0.5, -1.0):
+        split = replace(data["train"], encod_data=np.full_like(data["train"].encod_data, odd))
+        found = model.fit_tensors(split)["encod_data"]
+        assert found.dtype == torch.float32
+        assert found.max() in (odd, 0)
+        assert (found[0] == odd).all()
+
+
+def test_two_sessions_with_equal_trial_numbers_have_masks_and_noise_of_their_own(make_dataset):
+    days = {name: make_busy(make_dataset, n_trials=60, ext_input=1) for name in ("monday", "tuesday")}
+    model = make_model(MultiSession(days), readin={"kind": "linear", "dim": 3}, cd_rate=0.5).train()
+    with torch.no_grad():  # so that nothing but what is drawn differs
+        for layers in (model.readin, model.readout):
+            layers[1].load_state_dict(layers[0].state_dict())
+    batch = {name: make_batch(model, day["train"], name) for name, day in days.items()}
+    given, seen = defaultdict(list), watch(model)
+    for index in (0, 1):
+        model.readin[index].register_forward_pre_hook(lambda _, inputs, index=index: given[index].append(inputs[0]))
+    model.loss(batch, generator())
+    hidden = [given[index][0] == 0 for index in (0, 1)]
+    for one in hidden:
+        assert one.double().mean().item() == pytest.approx(0.5, abs=4 * (0.25 / one.numel()) ** 0.5)
+    alike = (hidden[0] == hidden[1]).double().mean().item()
+    assert alike == pytest.approx(0.5, abs=4 * (0.25 / hidden[0].numel()) ** 0.5)
+    ic, inputs = seen["ic"], seen["gen_inputs"]
+    assert (ic[0] - ic[1]).abs().min() > 0
+    assert (inputs[0] - inputs[1])[:, :, : model.settings.co_dim].abs().min() > 0
+    model.loss({"tuesday": batch["tuesday"]}, generator())  # its noise is the same without the other session
+    assert torch.equal(given[1][0], given[1][1])
+    assert torch.equal(ic[1], ic[2])
+    losses = [model.eval().loss({name: batch[name]}, generator()) for name in days]
+    assert losses[0] == losses[1]
 
 
 # Inference

@@ -12,6 +12,7 @@ from ctdb.errors import ConfigError, TrainingDivergedError
 from ctdb.files import read_hdf5, read_yaml
 from ctdb.networks.base import build
 from ctdb.networks.train import record_activity, train_network
+from ctdb.recurrent import Noise, cpu, use_backend
 from ctdb.tasks import base as tasks
 from ctdb.tasks.base import simulation_trials, training_trials
 
@@ -28,6 +29,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def noise(n_trials=5, seed=0):
+    return Noise(generator(seed), torch.arange(n_trials))
+
+
 def draw_inputs(n_trials=5, n_bins=12, seed=3):
     return torch.randn(n_trials, n_bins, 3, generator=generator(seed))
 
@@ -39,18 +44,31 @@ def hold_the_state(network):
     return network
 
 
+# Only `eager` is stepping to the last bit; of the others that is asked to rounding.
+EXACT, SINGLE, DOUBLE = {"rtol": 0, "atol": 0}, {"rtol": 1e-6, "atol": 1e-6}, {"rtol": 1e-13, "atol": 1e-14}
+SAME = {
+    "eager": ("eager", torch.float32, EXACT, SINGLE),
+    "torch": ("torch", torch.float32, SINGLE, SINGLE),
+    "torch, double": ("torch", torch.float64, DOUBLE, DOUBLE),
+    "auto": ("auto", torch.float32, SINGLE, SINGLE),
+    "auto, double": ("auto", torch.float64, DOUBLE, DOUBLE),
+}
+
+
+@pytest.mark.parametrize("how", SAME.values(), ids=SAME)
 @pytest.mark.parametrize("kind", networks.NETWORKS.modules)
-def test_running_without_a_generator_is_stepping_without_noise(kind):
-    network = make_network(kind)
-    with torch.no_grad():
+def test_running_without_noise_is_stepping_without_noise(kind, how):
+    backend, dtype, same_state, same_output = how
+    network = make_network(kind).to(dtype)
+    with torch.no_grad(), use_backend(backend):
         network.initial_state.copy_(torch.linspace(-0.5, 0.5, HIDDEN))
-        inputs = draw_inputs()
+        inputs = draw_inputs().to(dtype)
         states, outputs = network.run(inputs)
         state = network.initial_state.expand(5, HIDDEN)
         for t in range(12):
             state = network.step(state, inputs[:, t])
-            torch.testing.assert_close(states[:, t], state, rtol=0, atol=0)
-            torch.testing.assert_close(outputs[:, t], network.readout(state), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(states[:, t], state, **same_state)
+            torch.testing.assert_close(outputs[:, t], network.readout(state), **same_output)
         weight, bias = network.output.weight, network.output.bias
         torch.testing.assert_close(outputs, states @ weight.T + bias, rtol=1e-5, atol=1e-6)
         again, _ = network.run(inputs)
@@ -61,7 +79,7 @@ def test_state_noise_has_the_asked_deviation_in_every_bin():
     network = hold_the_state(make_network(state_noise=0.3, initial_state_noise=0.0))
     inputs = draw_inputs(n_trials=4000, n_bins=3)
     with torch.no_grad():
-        states, _ = network.run(inputs, generator())
+        states, _ = network.run(inputs, noise(4000))
     previous = network.initial_state.detach().expand(4000, HIDDEN)
     for t in range(3):
         kick = (states[:, t] - previous).double().numpy()
@@ -74,7 +92,7 @@ def test_initial_state_noise_has_the_asked_deviation():
     network = hold_the_state(make_network(state_noise=0.0, initial_state_noise=0.2))
     with torch.no_grad():
         network.initial_state.fill_(1.5)
-        states, _ = network.run(draw_inputs(n_trials=4000, n_bins=1), generator())
+        states, _ = network.run(draw_inputs(n_trials=4000, n_bins=1), noise(4000))
     start = states[:, 0].double().numpy()
     assert abs(start.std() - 0.2) < 5 * 0.2 / math.sqrt(2 * start.size)
     assert abs(start.mean() - 1.5) < 5 * 0.2 / math.sqrt(start.size)
@@ -84,7 +102,7 @@ def test_noise_of_a_bin_enters_the_state_but_not_the_output_of_that_bin():
     network = make_network(state_noise=0.5, initial_state_noise=0.0)
     inputs = draw_inputs()
     with torch.no_grad():
-        states, outputs = network.run(inputs, generator())
+        states, outputs = network.run(inputs, noise())
         before = network.initial_state.expand(5, HIDDEN)
         for t in range(12):
             clean = network.step(before, inputs[:, t])
@@ -93,15 +111,31 @@ def test_noise_of_a_bin_enters_the_state_but_not_the_output_of_that_bin():
             before = states[:, t]
 
 
-def test_noise_depends_on_the_generator_alone():
-    network, inputs = make_network(), draw_inputs()
+def test_noise_depends_on_the_seed_alone():
+    network, inputs = make_network(state_noise=0.1), draw_inputs()
+    source = generator(7)
     with torch.no_grad():
         torch.manual_seed(1)
-        first = network.run(inputs, generator(7))[0]
+        before = torch.get_rng_state()
+        first = network.run(inputs, Noise(source, torch.arange(5)))[0]
+        assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(2)
-        again, other = network.run(inputs, generator(7))[0], network.run(inputs, generator(8))[0]
+        torch.rand(3, generator=source)  # what was drawn from the generator does not matter
+        again, other = network.run(inputs, Noise(source, torch.arange(5)))[0], network.run(inputs, noise(seed=8))[0]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_noise_of_a_trial_does_not_depend_on_the_others(backend):
+    network, inputs = make_network(state_noise=0.1).double(), draw_inputs().double()
+    part = torch.tensor([3, 0])
+    with torch.no_grad(), use_backend(backend):
+        whole, some = network.run(inputs, noise()), network.run(inputs[part], Noise(generator(), part))
+        other = network.run(inputs[part], noise(2))
+    for ours, theirs, elsewhere in zip(whole, some, other, strict=True):
+        torch.testing.assert_close(theirs, ours[part], rtol=1e-13, atol=1e-14)
+        assert not torch.allclose(elsewhere, theirs)
 
 
 def test_building_depends_on_the_seed_alone_and_leaves_the_global_random_state_alone():
@@ -143,7 +177,7 @@ def test_loading_in_single_precision_reproduces_the_run_exactly(tmp_path):
     network.save(tmp_path)
     loaded = networks.base.load(tmp_path, torch.float32)
     with torch.no_grad():
-        assert torch.equal(loaded.run(inputs, generator())[0], network.run(inputs, generator())[0])
+        assert torch.equal(loaded.run(inputs, noise())[0], network.run(inputs, noise())[0])
 
 
 def tiny_task():
@@ -268,6 +302,27 @@ def test_recorded_activity_is_what_the_saved_network_does(trained, tmp_path):
     assert facts["bin_s"] == task.settings.bin_s
     assert list(facts["input_names"]) == task.input_names
     assert list(facts["output_names"]) == task.output_names
+
+
+def test_activity_is_recorded_with_the_backend_of_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "_reason", "no C++ compiler found")
+    task = tiny_task()
+    for backend in ("torch", "cpu"):
+        build(tiny_spec(backend=backend), len(task.input_names), len(task.output_names), 0).save(tmp_path / backend)
+    record_activity(tmp_path / "torch", task, simulation_trials(task), seed=1, out=tmp_path / "activity.h5")
+    with pytest.raises(ConfigError, match="'cpu' cannot run here: no C\\+\\+ compiler found"):
+        record_activity(tmp_path / "cpu", task, simulation_trials(task), seed=1, out=tmp_path / "other.h5")
+
+
+def test_the_recorded_noise_does_not_depend_on_how_many_trials_run_at_once(trained, tmp_path, monkeypatch):
+    task = tiny_task()
+    recorded = []
+    for n_trials in (250, 5):
+        monkeypatch.setattr("ctdb.networks.train.TRIALS_PER_PASS", n_trials)
+        record_activity(trained, task, simulation_trials(task), seed=1, out=tmp_path / "activity.h5")
+        recorded.append(read_hdf5(tmp_path / "activity.h5")[0])
+    for name, value in recorded[0].items():
+        np.testing.assert_allclose(value, recorded[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_recording_again_gives_the_same_bytes_and_another_seed_other_noise(trained, tmp_path):

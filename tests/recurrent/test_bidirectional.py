@@ -53,6 +53,9 @@ def test_states_of_both_directions_equal_loops(padded):
     expected = by_loops(encoder, inputs.numpy(), N_BINS if padded else [9] * 5)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.detach().numpy(), other, rtol=1e-12, atol=1e-13)
+    summary = encoder.summary(inputs, torch.tensor(N_BINS)) if padded else encoder.summary(inputs)
+    last = np.concatenate([expected[0][:, -1], expected[1][:, 0]], 1)
+    np.testing.assert_allclose(summary.detach().numpy(), last, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("make_cell", [lambda: TanhCell(3, 5), lambda: ClippedGRUCell(3, 5, joint_fan=True)])
@@ -62,6 +65,8 @@ def test_a_padded_trial_is_summarised_as_if_it_were_cut_to_its_length(make_cell)
     for trial, length in enumerate(N_BINS[:4]):
         padded[trial, length:] = 100.0
     ahead, back = encoder(padded, torch.tensor(N_BINS[:4]))
+    summary = encoder.summary(padded, torch.tensor(N_BINS[:4]))
+    torch.testing.assert_close(summary, torch.cat([ahead[:, -1], back[:, 0]], 1), rtol=1e-12, atol=1e-13)
     for trial, length in enumerate(N_BINS[:4]):
         cut_ahead, cut_back = encoder(inputs[trial : trial + 1, :length])
         torch.testing.assert_close(ahead[trial, -1], cut_ahead[0, -1], rtol=1e-12, atol=1e-13)
@@ -91,6 +96,19 @@ def test_gradients_of_the_encoder_equal_finite_differences():
         return torch.func.functional_call(encoder, {"initial": initial}, (u, torch.tensor([4, 1, 2])))
 
     assert torch.autograd.gradcheck(run, (inputs, initial), eps=1e-6, atol=1e-6)
+
+    class Summary(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, *given):
+            return self.encoder.summary(*given)
+
+    def summarise(u, initial):
+        return torch.func.functional_call(Summary(), {"encoder.initial": initial}, (u, torch.tensor([4, 1, 2])))
+
+    assert torch.autograd.gradcheck(summarise, (inputs, initial), eps=1e-6, atol=1e-6)
 
 
 def test_both_directions_have_cells_of_their_own():

@@ -101,9 +101,23 @@ def test_tensors_of_a_session_belong_to_the_same_trials():
     for own in sessions.values():
         own["y"] = 2 * own["x"]
     for batch in SessionBatches(sessions, 12, 0):
-        for own in batch.values():
-            assert set(own) == {"x", "y", "weight"}
+        for name, own in batch.items():
+            assert set(own) == {"x", "y", "weight", "trial_index"}
             assert torch.equal(own["y"], 2 * own["x"])
+            assert torch.equal(sessions[name]["x"][own["trial_index"]], own["x"])
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_batches_say_which_trials_they_hold(seed):
+    values = torch.randn(11, 2, generator=generator(1))
+    batches = Batches({"values": values}, 4, seed)
+    for one in (batches, batches.to(torch.device("cpu"))):
+        one.set_epoch(1)
+        found = list(one)
+        for batch in found:
+            assert batch["trial_index"].dtype == torch.int64
+            assert torch.equal(values[batch["trial_index"]], batch["values"])
+        assert sorted(torch.cat([batch["trial_index"] for batch in found]).tolist()) == list(range(11))
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])

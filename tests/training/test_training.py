@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ctdb import datasets, models
 from ctdb.datasets import SpikeDataset, Split
 from ctdb.errors import ConfigError, TrainingDivergedError
 from ctdb.files import read_hdf5, read_yaml
+from ctdb.recurrent import cpu
 from ctdb.settings import TrainingSettings
 from ctdb.training import Batches, discard_checkpoint, fit, train
 
@@ -263,12 +265,15 @@ def test_a_run_that_diverged_diverges_again_in_the_same_step(tmp_path):
 # ---------------------------------------------------------------------------------------------------- whole fits
 
 
-def make_data(seed=0):
+def make_data(seed=0, contrary=False):
+    """Waves that run over the neurons; on the valid trials of `contrary` data, they run the other way."""
     rng = np.random.default_rng(seed)
     splits = {}
     for name, n_trials in (("train", 24), ("valid", 8), ("test", 6)):
         phase = rng.uniform(0, 2 * np.pi, (n_trials, 1, 1))
         drive = np.sin(phase + np.arange(15)[None, :, None] / 2 + np.arange(8))
+        if contrary and name == "valid":
+            drive = drive[:, :, ::-1]
         recon = rng.poisson(np.exp(drive)).astype(np.float32)
         splits[name] = Split(
             encod_data=recon[:, :, :6],
@@ -292,9 +297,10 @@ def make_spec(seed=0, dropout=0.1, **changed):
 
 
 RESTLESS = make_spec(
-    learning_rate=0.25, max_epochs=60, patience=5, plateau={"factor": 0.5, "patience": 1, "minimum": 0.001}
+    learning_rate=0.1, max_epochs=60, patience=10, plateau={"factor": 0.5, "patience": 1, "minimum": 0.001}
 )
-"""Bounces, so that the learning rate falls and the run stops early."""
+"""On contrary data the valid loss soon rises, so that the learning rate falls and the run stops early."""
+FITS = {"plain": (make_spec(), make_data()), "restless": (RESTLESS, make_data(contrary=True))}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -323,8 +329,8 @@ def assert_same_fit(ours, theirs):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    run_fit(out / "plain")
-    run_fit(out / "restless", RESTLESS)
+    for kind, (spec, data) in FITS.items():
+        run_fit(out / kind, spec, data)
     return out
 
 
@@ -380,7 +386,7 @@ def test_another_seed_is_another_fit(undisturbed, tmp_path):
 
 
 def test_what_is_written_comes_from_the_best_epoch_and_not_the_last(undisturbed):
-    folder, data = undisturbed / "restless", make_data()
+    folder, (_, data) = undisturbed / "restless", FITS["restless"]
     history = pd.read_csv(folder / "history.csv")
     best = history["valid_loss"].idxmin()
     assert best < len(history) - 1
@@ -420,6 +426,125 @@ def test_a_fit_on_a_dataset_without_test_trials_writes_none(tmp_path):
     assert set(arrays) == {"train_rates", "train_latents", "valid_rates", "valid_latents"}
 
 
+# ---------------------------------------------------------------------------------------------------- backends
+
+BACKENDS = ("eager", "torch", "cpu")
+OF_BACKENDS = {
+    "sae_gru": make_spec(max_epochs=3),
+    "lfads": {
+        **{"kind": "lfads", "ic_enc_dim": 6, "ic_dim": 4, "ci_enc_dim": 5, "con_dim": 5, "co_dim": 2, "gen_dim": 9},
+        **{"fac_dim": 4, "n_samples": 2, "spike_jitter": 1, "kl_increase_epoch": 0, "l2_gen_scale": 0.1},
+        "training": {"max_epochs": 3, "batch_size": 8, "learning_rate": 0.01},
+    },
+}
+
+
+def on_backend(spec, backend):
+    return spec | {"training": spec["training"] | {"backend": backend}}
+
+
+def needs(backend):
+    if backend == "cpu" and (why := cpu.why_not()):
+        pytest.skip(f"the CPU kernels cannot be had here: {why}")
+
+
+@pytest.fixture(scope="module")
+def by_eager(tmp_path_factory):
+    out = tmp_path_factory.mktemp("eager")
+    for kind, spec in OF_BACKENDS.items():
+        run_fit(out / kind, on_backend(spec, "eager"))
+    return out
+
+
+@pytest.mark.parametrize("kind", OF_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_same_fit_to_rounding_and_twice_the_same_bytes(
+    backend, kind, by_eager, tmp_path, capsys
+):
+    needs(backend)
+    spec = on_backend(OF_BACKENDS[kind], backend)
+    for name in ("a", "b"):
+        run_fit(tmp_path / name, spec)
+        line = f"recurrent loops run on backend {backend!r}: chosen in the settings\n"
+        assert capsys.readouterr().out.count(line) == 1
+    assert_same_fit(tmp_path / "a", tmp_path / "b")
+    found, expected = (pd.read_csv(folder / "history.csv") for folder in (tmp_path / "a", by_eager / kind))
+    assert list(found) == list(expected)
+    assert len(found) == 3
+    np.testing.assert_allclose(found["valid_loss"], expected["valid_loss"], rtol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-6)
+    if backend != "eager":
+        weights = [(folder / "weights.safetensors").read_bytes() for folder in (tmp_path / "a", by_eager / kind)]
+        assert weights[0] != weights[1], "the backend that was asked for is not the one that ran"
+
+
+def test_the_log_names_the_backend_that_was_chosen_and_why(tmp_path, capsys, monkeypatch):
+    run_fit(tmp_path / "first", make_spec(max_epochs=1))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("recurrent loops"))
+    if cpu.why_not():
+        assert line.startswith("recurrent loops run on backend 'torch': the CPU kernels cannot be had: ")
+    else:
+        assert line.startswith("recurrent loops run on backend 'cpu': kernels compiled for this processor, ")
+    monkeypatch.setattr(cpu, "_reason", "no C++ compiler found (c++)")
+    run_fit(tmp_path / "second", make_spec(max_epochs=1))
+    assert "backend 'torch': the CPU kernels cannot be had: no C++ compiler found (c++)" in capsys.readouterr().out
+
+
+NO_COMPILER = """
+import json, sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+from ctdb import datasets, errors, models, training
+
+folder = Path(sys.argv[1])
+data = datasets.read(folder / "data.h5")
+for backend, spec in json.loads((folder / "specs.json").read_text()).items():
+    try:
+        training.fit(models.build(spec, data), data, spec, folder / backend)
+    except errors.ConfigError as error:
+        print("refused:", error)
+"""
+
+
+def test_without_a_compiler_the_cpu_backend_is_refused_and_torch_takes_its_place(by_eager, tmp_path):
+    specs = {backend: on_backend(OF_BACKENDS["lfads"], backend) for backend in ("cpu", "auto")}
+    (tmp_path / "specs.json").write_text(json.dumps(specs))
+    (tmp_path / "fits.py").write_text(NO_COMPILER)
+    datasets.write(tmp_path / "data.h5", make_data())
+    environment = os.environ | {"CXX": "no-such-compiler", "CTDB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "fits.py", tmp_path], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == (
+        "refused: backend: 'cpu' cannot run here: no C++ compiler found (no-such-compiler); "
+        "install a C++ compiler, or choose 'auto' or 'torch'"
+    )
+    assert not (tmp_path / "cpu" / "weights.safetensors").exists()
+    assert (
+        "recurrent loops run on backend 'torch': "
+        "the CPU kernels cannot be had: no C++ compiler found (no-such-compiler)"
+    ) in lines
+    found, expected = (pd.read_csv(folder / "history.csv") for folder in (tmp_path / "auto", by_eager / "lfads"))
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-6)  # masks and noise are the same too
+    np.testing.assert_allclose(found["valid_loss"], expected["valid_loss"], rtol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_cuda_backend_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="backend: 'cuda' cannot run here: torch finds no GPU; choose 'auto'"):
+        run_fit(tmp_path, make_spec(backend="cuda"))
+
+
+def test_a_backend_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"backend\n.*'auto', 'eager', 'torch', 'cpu' or 'cuda'"):
+        settings(backend="gpu")
+
+
 # ------------------------------------------------------------------------------------------------------- kills
 
 # One process imports the package once and forks a victim for each moment; a victim kills itself with SIGKILL at that
@@ -436,7 +561,6 @@ from ctdb.training import fitting, loop
 
 folder = Path(sys.argv[1])
 job = json.loads((folder / "job.json").read_text())
-data = datasets.read(folder / "data.h5")
 
 
 def die(*_, **__):
@@ -485,8 +609,8 @@ def at_any_time(model):
 
 
 ends = {}
-for name, (moment, spec) in job.items():
-    out = folder / name
+for name, (moment, kind, spec) in job.items():
+    out, data = folder / name, datasets.read(folder / f"{kind}.h5")
     victim = os.fork()
     if victim == 0:
         model = models.build(spec, data)
@@ -518,14 +642,11 @@ MOMENTS = (
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    job = {
-        f"{moment}-{kind}": (moment, spec)
-        for moment in MOMENTS
-        for kind, spec in (("plain", make_spec()), ("restless", RESTLESS))
-    }
+    job = {f"{moment}-{kind}": (moment, kind, spec) for moment in MOMENTS for kind, (spec, _) in FITS.items()}
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "victims.py").write_text(VICTIMS)
-    datasets.write(folder / "data.h5", make_data())
+    for kind, (_, data) in FITS.items():
+        datasets.write(folder / f"{kind}.h5", data)
     subprocess.run([sys.executable, folder / "victims.py", folder], check=True, timeout=120)
     assert json.loads((folder / "ends.json").read_text()) == dict.fromkeys(job, 9)
     return folder
@@ -547,7 +668,7 @@ def test_a_killed_fit_goes_on_to_the_bytes_of_an_undisturbed_one(moment, kind, k
     shutil.copytree(killed / f"{moment}-{kind}", out)
     assert (out / "checkpoint" / "last.ckpt").exists()
     assert not (out / "output.h5").exists()
-    run_fit(out, make_spec() if kind == "plain" else RESTLESS)
+    run_fit(out, *FITS[kind])
     assert "continuing from" in capsys.readouterr().out
     assert_same_fit(out, undisturbed / kind)
 
@@ -568,6 +689,7 @@ OTHER_RUNS = {
     "clipping": {"spec": make_spec(gradient_clip=0.1)},
     "dropout": {"spec": make_spec(dropout=0.4)},
     "seed": {"spec": make_spec(seed=1)},
+    "backend": {"spec": make_spec(backend="eager")},
     "data": {"data": make_data(seed=1)},
 }
 

@@ -122,8 +122,8 @@ class Model(nn.Module, ABC):
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Mean loss over the trials of a batch (see :meth:`tensors`), which also holds their numbers, `trial_index`.
 
-        In train mode every random draw comes from `generator`, either directly, or through :class:`ctdb.recurrent.Noise`, whose
-        numbers do not depend on how batches are cut; in eval mode there is none.
+        In train mode every random draw comes from `generator`, either directly, or through
+        :class:`ctdb.recurrent.Noise`, whose numbers do not depend on how batches are cut; in eval mode there is none.
         """
 
     def loss_and_terms(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
@@ -51,6 +51,7 @@ from ctdb.recurrent import (
     Noise,
     UnitRowLinear,
     controlled_scan,
+    masked,
 )
 from ctdb.registry import Registry
 from ctdb.seeds import derive
@@ -129,6 +130,13 @@ class LFADSSettings(ModelSettings):
     def modules(self) -> list[str]:
         """Modules that the settings name, beside that of the model's kind."""
         return [OBSERVATIONS.module(self.observation["kind"])]
+
+
+class Seen(NamedTuple):
+    """What of the data the encoders see: where all masks are 1, times the factor of the bin."""
+
+    masks: list[Tensor]
+    factor: Tensor
 
 
 class Encoded(NamedTuple):
@@ -279,17 +287,21 @@ class LFADS(Model):
 
     def encode(
         self,
-        encod_data: Float[Tensor, "trials bins heldin"],
+        encod_data: Shaped[Tensor, "trials bins heldin"],
         index: int,
         n_bins: Tensor | None = None,
         n_recon_bins: int | None = None,
         noise: Noise | None = None,
+        seen: Seen | None = None,
     ) -> Encoded:
-        """Posterior of the initial condition, and the controller's input in every bin; 0 beyond the bins seen."""
+        """Posterior of the initial condition, and the controller's input in every bin; 0 beyond the bins seen.
+
+        `noise` draws dropout; `seen` says what of the data is hidden.
+        """
         s = self.settings
         n_trials, length, _ = encod_data.shape
         n_recon_bins = n_recon_bins or length
-        read = dropout(self.readin[index](encod_data), s.dropout_rate, noise, "encoder input")
+        read = self._read(encod_data, index, noise, seen)
         start = s.ic_enc_seq_len
         ic_bins = None if n_bins is None else (n_bins.clamp(max=start) if start else n_bins)
         summary = self.ic_encoder.summary(read[:, :start] if start else read, ic_bins)
@@ -303,8 +315,21 @@ class LFADS(Model):
         if n_bins is not None:  # states stay as they were beyond a trial's end, where nothing was seen
             seen = torch.arange(start, length, device=read.device) < n_bins[:, None]
             ahead, back = ahead * seen[..., None], back * seen[..., None]
-        ci = torch.cat([_shift(ahead, s.ci_lag), _shift(back, -s.ci_lag)], 2)
-        return Encoded(self.ic_mean(summary), ic_std, nn.functional.pad(ci, (0, 0, start, n_recon_bins - length)))
+        after = n_recon_bins - length
+        ahead = _placed(ahead[:, : length - start - s.ci_lag], start + s.ci_lag, after)
+        back = _placed(back[:, s.ci_lag :], start, after + s.ci_lag)
+        return Encoded(self.ic_mean(summary), ic_std, torch.cat([ahead, back], 2))
+
+    def _read(self, data: Tensor, index: int, noise: Noise | None, seen: Seen | None) -> Tensor:
+        """Data as the encoders read it: partly hidden, through the read-in, dropped out."""
+        s, like = self.settings, self.ic_to_g0.weight
+        masks, factor = seen or Seen([], like.new_ones(data.shape[1]))
+        if not isinstance(self.readin[index], nn.Identity):
+            return dropout(self.readin[index](masked(data, masks, factor)), s.dropout_rate, noise, "encoder input")
+        if noise is not None and s.dropout_rate:
+            masks = [*masks, noise.keep("encoder input", *data.shape[1:], s.dropout_rate)]
+            factor = factor / (1 - s.dropout_rate)
+        return masked(data, masks, factor) if masks else data.to(like.dtype)
 
     # Controller and generator
 
@@ -388,7 +413,7 @@ class LFADS(Model):
         length = batch["recon_data"].shape[1]
         encod_data, recon_data, weight = self._augmented(batch, noise)
         seen, learned = self._coordinated_dropout(batch, noise)
-        encoded = self.encode((encod_data * seen).to(weight.dtype), index, batch.get("n_bins"), length, noise)
+        encoded = self.encode(encod_data, index, batch.get("n_bins"), length, noise, seen)
         ic, co_noise = self._draw(encoded, length, noise)
         decoded = self.decode(ic, encoded.ci, batch["ext_input"], co_noise, noise, states=False)
 
@@ -460,34 +485,34 @@ class LFADS(Model):
 
     def _coordinated_dropout(
         self, batch: Mapping[str, Tensor], noise: Noise | None
-    ) -> tuple[Tensor | float, Tensor | None]:
-        """Factor on the encoder's input, and where the loss may teach: only at samples that the encoder did not see.
+    ) -> tuple[Seen | None, Tensor | None]:
+        """What the encoders see, and where the loss may teach: only at samples that they did not see.
 
         Held-out neurons and later bins always teach (unless `cd_heldout`); the initial-condition segment is never
         hidden. Samples that validate are hidden in eval mode too.
         """
-        s, data, weight = self.settings, batch["encod_data"], batch["weight"]
-        seen, learned = 1.0, None
+        s, shape = self.settings, batch["encod_data"].shape
+        masks, learned = [], None
+        factor = self.ic_to_g0.weight.new_ones(shape[1])
         if noise is not None and s.cd_rate:
-            shape = batch["recon_data"].shape
-            _, n_bins, n_neurons = shape if s.cd_heldout else data.shape
+            _, n_bins, n_neurons = batch["recon_data"].shape if s.cd_heldout else shape
             whole = noise.keep("coordinated dropout", n_bins, n_neurons, s.cd_rate)
-            learned = torch.ones(shape, dtype=torch.uint8, device=data.device)
+            learned = torch.ones(batch["recon_data"].shape, dtype=torch.uint8, device=whole.device)
             teaches = learned[:, :n_bins, :n_neurons]
             teaches.sub_(whole)
             if s.cd_pass_rate:
                 teaches.bitwise_or_(1 - noise.keep("coordinated dropout pass", n_bins, n_neurons, s.cd_pass_rate))
-            kept = whole[:, : data.shape[1], : data.shape[2]]
-            if s.ic_enc_seq_len:
-                learned[:, : s.ic_enc_seq_len] = 1
-            seen = kept.to(weight.dtype).mul_(1 / (1 - s.cd_rate))
-            if s.ic_enc_seq_len:
-                seen[:, : s.ic_enc_seq_len] = 1
+            learned[:, : s.ic_enc_seq_len] = 1
+            masks.append(whole[:, : shape[1], : shape[2]])
+            factor = factor / (1 - s.cd_rate)
         if "sv_mask" in batch:
-            visible = ~batch["sv_mask"] / (1 - s.sv_rate)
-            visible[:, : s.ic_enc_seq_len] = 1
-            seen = seen * visible
-        return seen, learned
+            masks.append(1 - batch["sv_mask"].to(torch.uint8))
+            factor = factor / (1 - s.sv_rate)
+        if s.ic_enc_seq_len:
+            for mask in masks:
+                mask[:, : s.ic_enc_seq_len] = 1
+            factor[: s.ic_enc_seq_len] = 1
+        return (Seen(masks, factor) if masks else None), learned
 
     def _draw(self, encoded: Encoded, length: int, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
         """Initial condition, and noise of the inferred inputs: drawn where there is noise, at their means without."""
@@ -700,11 +725,10 @@ def _ramp(epoch: int, start: int, increase: int) -> float:
     return min(max((epoch + 1 - start) / (increase + 1), 0.0), 1.0)
 
 
-def _shift(states: Tensor, lag: int) -> Tensor:
-    """States `lag` bins later, zeros where there are none."""
-    if lag == 0:
-        return states
-    return nn.functional.pad(states, (0, 0, lag, -lag))
+def _placed(states: Tensor, before: int, after: int) -> Tensor:
+    """States with bins of 0 before and after them."""
+    zeros = [states.new_zeros(len(states), n, states.shape[2]) for n in (before, after)]
+    return torch.cat([zeros[0], states, zeros[1]], 1)
 
 
 def _padded(mask: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ written for GPUs. All give the same numbers to rounding. A backend is chosen aro
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -202,6 +202,15 @@ def controlled_scan(
         states=states,
     )
     return functions.controlled_scan(kernels, call)
+
+
+def masked(
+    data: Tensor, masks: Sequence[UInt8[Tensor, "trials bins channels"]], factor: Float[Tensor, " bins"]
+) -> Float[Tensor, "trials bins channels"]:
+    """Product with masks and a factor for each bin: see :func:`ctdb.recurrent.eager.masked`."""
+    if _kernels_for(factor) is _KERNELS["cpu"] and not data.requires_grad and len(masks) <= 2:
+        return cpu.masked(data, masks, factor)
+    return eager.masked(data, masks, factor)
 
 
 def poisson_nll(

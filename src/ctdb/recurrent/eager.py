@@ -3,7 +3,7 @@
 Any cell, any device, any precision; gradients, Jacobians and `vmap` come from autograd.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,8 +79,7 @@ def scan(
     readout
         Of each state, before its noise.
     """
-    n_trials, n_bins, _ = inputs.shape
-    kicks = None if noise is None else noise.tensor(n_bins, state.shape[1], state)
+    kicks = None if noise is None else noise.tensor(inputs.shape[1], state.shape[1], state)
     states, clean = [], []
     for t, current in enumerate(inputs.unbind(1)):
         following = cell(current, state)
@@ -154,6 +153,16 @@ def controlled_scan(
         factors = linear(_times(state, drop_state), to_factors)
         rows.append((state, factors, gen_input, con_state, co_mean, co_std))
     return Generated(*(torch.stack(column, 1) for column in zip(*rows, strict=True)))
+
+
+def masked(
+    data: Tensor, masks: Sequence[UInt8[Tensor, "trials bins channels"]], factor: Float[Tensor, " bins"]
+) -> Float[Tensor, "trials bins channels"]:
+    """Product of data (trials, bins, channels), whole or floating, with 0/1 masks and a factor for each bin."""
+    made = data.to(factor.dtype) * factor[:, None]
+    for mask in masks:
+        made = made * mask
+    return made
 
 
 def poisson_nll(

@@ -110,7 +110,7 @@ class Kernels(Protocol):
         """Forward."""
 
     def controlled_backward(self, call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
-        """Gradients `start`, `generator`, `to_factors`, `con_start`, `controller`, `to_co`; `ci`, `ext_input` if wanted."""
+        """Gradients `start`, `generator`, `to_factors`, `con_start`, `controller`, `to_co`; those of `wants` too."""
 
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
         """Sum, and the gradients for a gradient of 1, (factors, weight, bias)."""

@@ -101,6 +101,7 @@ class TorchKernels:
     """See :class:`ctdb.recurrent.functions.Kernels`."""
 
     def scan(self, call: ScanCall) -> tuple[Scanned, Any]:
+        """Forward."""
         cell, n_bins = _Cell(call.cell), call.inputs.shape[1]
         sums = cell.project(call.inputs.transpose(0, 1))
         kicks = None if call.noise is None else call.noise.tensor(n_bins, call.cell.n_states, call.start).unbind(1)
@@ -119,6 +120,7 @@ class TorchKernels:
         return made, (before, kept, clean if call.readout is not None else None) if call.keeps else None
 
     def scan_backward(self, call: ScanCall, kept: Any, grads: Scanned, wants_inputs: bool) -> dict[str, Any]:
+        """Gradients of a scan."""
         cell, n_bins = _Cell(call.cell), call.inputs.shape[1]
         before, gates, clean = kept
         d = torch.zeros_like(call.start) if grads.last is None else grads.last
@@ -151,6 +153,7 @@ class TorchKernels:
         return made
 
     def controlled(self, call: ControlledCall) -> tuple[Generated, Any]:
+        """Forward."""
         gen, n_bins = _Cell(call.generator), call.ext_input.shape[1]
         drop = _drop(call)
         rows, kept = [], []
@@ -192,6 +195,7 @@ class TorchKernels:
         return made, (kept, start) if call.keeps else None
 
     def controlled_backward(self, call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
+        """Gradients of a controlled scan."""
         rows, seen_or_start = kept
         gen, n_bins, drop = _Cell(call.generator), call.ext_input.shape[1], _drop(call)
         d = torch.zeros_like(call.start)
@@ -269,6 +273,7 @@ class TorchKernels:
         return made
 
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
+        """Sum, and its gradients."""
         counts = call.counts.to(call.factors.dtype)
         log_rates = call.readout(call.factors)
         error = log_rates.exp()

@@ -5,6 +5,7 @@ draws what the undisturbed run would have drawn, and ends in the same bytes.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ctdb.errors import TrainingDivergedError
 from ctdb.provenance import fingerprint
+from ctdb.recurrent import choose, use_backend
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
 from ctdb.training.batches import Batches, SessionBatches
@@ -121,7 +123,8 @@ def train(
     if saved is not None and saved["finished"]:
         keeper.load_state_dict(saved)
     else:
-        _run_epochs(module, train_data, valid_data, settings, seed, keeper, resume=saved is not None)
+        with use_backend(settings.backend), _old_objects_left_alone():
+            _run_epochs(module, train_data, valid_data, settings, seed, keeper, resume=saved is not None)
     module.load_state_dict(keeper.best_weights)
     module.cpu().eval()
     keeper.write_history()
@@ -158,7 +161,7 @@ def _run_epochs(
         callbacks.append(TQDMProgressBar())
     with _lightning_kept_to_itself():
         trainer = pl.Trainer(
-            accelerator="auto",
+            accelerator={"cpu": "cpu", "cuda": "gpu"}.get(settings.backend, "auto"),
             devices=1,
             max_epochs=settings.max_epochs,
             callbacks=callbacks,
@@ -171,6 +174,8 @@ def _run_epochs(
             default_root_dir=keeper.checkpoint.parent,
         )
         device = trainer.strategy.root_device
+        choice = choose(device)
+        print(f"recurrent loops run on backend {choice.name!r}: {choice.reason}")
         trainer.fit(
             _LightningModule(module, settings, seed),
             train_data.to(device),
@@ -231,6 +236,7 @@ class _LightningModule(pl.LightningModule):
             lr=self.settings.learning_rate,
             weight_decay=self.settings.weight_decay,
             eps=self.settings.epsilon,
+            fused=True,
         )
 
     def on_train_epoch_start(self) -> None:
@@ -281,6 +287,17 @@ class _LightningModule(pl.LightningModule):
                 never = torch.full_like(self.first_bad_step, math.inf)
                 self.first_bad_term[key] = self._first_bad(self.first_bad_term.get(key, never), value.detach())
         return loss
+
+
+@contextlib.contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """Spare Python's garbage collector the objects of all that is imported, which it would search every few steps."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,19 @@ from torch import Tensor
 
 from ctdb.recurrent.cpu.build import BuildError, library
 
-__all__ = ["BuildError", "Workspace", "available", "call", "data", "keep", "normal", "query", "signed", "why_not"]
+__all__ = [
+    "BuildError",
+    "Workspace",
+    "available",
+    "call",
+    "data",
+    "keep",
+    "masked",
+    "normal",
+    "query",
+    "signed",
+    "why_not",
+]
 
 
 def available() -> bool:
@@ -86,6 +98,17 @@ def _draw(name: str, dtype: torch.dtype | None, made: Tensor, trials: Tensor, ke
 def signed(key: int) -> int:
     """Same 64 bits as a signed number."""
     return key - 2**64 if key >= 2**63 else key
+
+
+def masked(data: Tensor, masks: Sequence[Tensor], factor: Tensor) -> Tensor:
+    """Product of data (trials, bins, channels) with at most two masks and a factor for each bin, in one pass."""
+    dtype = factor.dtype
+    made = torch.empty(data.shape, dtype=dtype)
+    given = data if data.dtype in (torch.uint8, dtype) else data.to(dtype)
+    tensors = [made, given, *masks, *[None] * (2 - len(masks)), factor]
+    wholes = [*data.shape, torch.get_num_threads(), given.dtype == torch.uint8]
+    call("masked", dtype, [None if tensor is None else tensor.contiguous() for tensor in tensors], wholes, [])
+    return made
 
 
 _PAGE = 2**21

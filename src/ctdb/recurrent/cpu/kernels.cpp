@@ -117,10 +117,18 @@ static inline F v_exp(F x) {  // any x: overflows to infinity, underflows to 0
     F result = p * power_of_two(half) * power_of_two(whole - half);
     return x != x ? x : result;
 }
+static inline F inverse(F x) {  // 1 / x for 1 <= x < 2^126; a division takes as long as all the rest
+#if defined(__AVX512F__)
+    const F guess = (F)_mm512_rcp14_ps((__m512)x);
+    return guess * (2.f - x * guess);
+#else
+    return 1.f / x;
+#endif
+}
 static inline F v_sigmoid(F x) {
     F y = x < all(-80.f) ? all(-80.f) : x;
     y = y > all(80.f) ? all(80.f) : y;
-    F result = 1.f / (1.f + small_exp(-y));
+    F result = inverse(1.f + small_exp(-y));
     return x != x ? x : result;
 }
 static inline F v_tanh(F x) {
@@ -130,7 +138,7 @@ static inline F v_tanh(F x) {
     F size = reinterpret_cast<F&>(rest);
     F capped = size > all(10.f) ? all(10.f) : size;
     F small = small_exp(capped * -2.f);
-    F far = (1.f - small) / (1.f + small);
+    F far = (1.f - small) * inverse(1.f + small);
     I32 far_bits = reinterpret_cast<I32&>(far) | sign;
     far = reinterpret_cast<F&>(far_bits);
     F z = x * x;
@@ -182,6 +190,17 @@ static inline void v_turn(F u, F& cosine, F& sine) {  // cos and sin of 2 pi u, 
     F a = odd ? s : c, b = odd ? c : s;
     cosine = (quarter == 1 || quarter == 2) ? -a : a;
     sine = quarter >= 2 ? -b : b;
+}
+
+static inline F v_sqrt(F x) {
+#if defined(__AVX512F__)
+    return (F)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (F)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < VL<float>; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
 }
 
 typedef Vec<double> D;
@@ -277,13 +296,16 @@ class Arena {
 template <class S> struct Packed {
     int64_t k = 0, n = 0;
     S* values = nullptr;
-    template <class Get> void pack(Arena& arena, int64_t k_, int64_t n_, Get get) {
+    // `get(row, unit, gate)`: column `gate * period + unit`, where the period is a multiple of the vector length.
+    template <class Get> void pack(Arena& arena, int64_t k_, int64_t n_, int64_t period, Get get) {
         k = k_, n = n_;
-        S* to = values = arena.take<S>(k * n, false);
-        for (int64_t start = 0; start < n; start += NV * VL<S>) {
-            int64_t width = std::min<int64_t>(NV * VL<S>, n - start);
+        values = arena.take<S>(k * n, false);
+        for (int64_t column = 0; column < n; column += VL<S>) {
+            const int64_t panel = column / (NV * VL<S>) * (NV * VL<S>), width = std::min<int64_t>(NV * VL<S>, n - panel);
+            const int64_t gate = column / period, unit = column % period;
+            S* to = values + panel * k + column - panel;
             for (int64_t i = 0; i < k; ++i)
-                for (int64_t j = 0; j < width; ++j) *to++ = get(i, start + j);
+                for (int64_t j = 0; j < VL<S>; ++j) to[i * width + j] = get(i, unit + j, gate);
         }
     }
 };
@@ -374,16 +396,23 @@ static inline void transposed_tile(int64_t rows, const S* x, int64_t ldx, const 
 template <class S>
 static void transposed_product(int64_t rows, int64_t k, int64_t n, const S* x, int64_t ldx, const S* d, int64_t ldd,
                                S* c, int64_t ldc) {
+    constexpr int64_t ROWS = 96;  // so many rows of a panel of d, and of a tile of x, stay in the nearest cache
     for (int64_t column = 0; column < n; column += NV * VL<S>) {
         const int64_t width = std::min<int64_t>(NV, (n - column) / VL<S>);
-        for (int64_t i = 0; i < k; i += MR) {
-            S* to = c + i * ldc + column;
-            if (width == 3) transposed_tile<S, 3>(rows, x + i, ldx, d + column, ldd, to, ldc);
-            else if (width == 2) transposed_tile<S, 2>(rows, x + i, ldx, d + column, ldd, to, ldc);
-            else transposed_tile<S, 1>(rows, x + i, ldx, d + column, ldd, to, ldc);
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            const int64_t own = std::min(ROWS, rows - row);
+            const S* from = d + row * ldd + column;
+            for (int64_t i = 0; i < k; i += MR) {
+                S* to = c + i * ldc + column;
+                const S* seen = x + row * ldx + i;
+                if (width == 3) transposed_tile<S, 3>(own, seen, ldx, from, ldd, to, ldc);
+                else if (width == 2) transposed_tile<S, 2>(own, seen, ldx, from, ldd, to, ldc);
+                else transposed_tile<S, 1>(own, seen, ldx, from, ldd, to, ldc);
+            }
         }
     }
 }
+
 template <class S> static void add_rows(int64_t rows, int64_t n, const S* d, int64_t ldd, S* sums) {
     for (int64_t j = 0; j < n; j += VL<S>) {
         Vec<S> sum = load(sums + j);
@@ -394,10 +423,8 @@ template <class S> static void add_rows(int64_t rows, int64_t n, const S* d, int
 
 // -------------------------------------------------------------------------------------------------------------- blocks
 
-static inline int64_t block_size(int64_t n_trials) { return n_trials > 128 ? 64 : 32; }
-static inline int64_t block_count(int64_t n_trials) {
-    return (n_trials + block_size(n_trials) - 1) / block_size(n_trials);
-}
+constexpr int64_t BLOCK = 32;  // trials in a block
+static inline int64_t block_count(int64_t n_trials) { return (n_trials + BLOCK - 1) / BLOCK; }
 
 template <class Task> static void run_tasks(int64_t n_tasks, int64_t n_threads, Task task) {
     n_threads = std::min(n_threads, n_tasks);
@@ -428,6 +455,84 @@ template <class S> static void add_gathered(S* to, int64_t ld, const S* from, in
 
 // --------------------------------------------------------------------------------------------------------------- cells
 
+// Rows of an array (trials, bins, width), several bins at a time: of narrow rows, whole lines of the cache.
+template <class S> struct Window {
+    int64_t own, rows, ld, width, n_bins, chunk, first = -1;
+    S* buffer;
+    Window(Arena& arena, int64_t own_, int64_t rows_, int64_t ld_, int64_t width_, int64_t n_bins_)
+        : own(own_), rows(rows_), ld(ld_), width(width_), n_bins(n_bins_) {
+        chunk = std::max<int64_t>(1, std::min<int64_t>(n_bins, 32 / std::max<int64_t>(width, 1)));
+        buffer = arena.take<S>(chunk * rows * ld);
+    }
+    S* slot(int64_t at) { return buffer + (at - first) * rows * ld; }
+    // Rows of bin `at`, (rows, ld), 0 beyond the trials and their width; `from` is the block's first row.
+    const S* read(const S* from, int64_t at) {
+        if (at / chunk * chunk != first) {
+            first = at / chunk * chunk;
+            const int64_t bins = std::min(chunk, n_bins - first);
+            for (int64_t i = 0; i < own; ++i)
+                for (int64_t t = 0; t < bins; ++t)
+                    std::memcpy(buffer + (t * rows + i) * ld, from + (i * n_bins + first + t) * width, width * sizeof(S));
+        }
+        return slot(at);
+    }
+    // Place for the rows of bin `at`; full windows go to `to`, and the last one by `flush`.
+    S* write(S* to, int64_t at) {
+        if (at / chunk * chunk != first) {
+            flush(to);
+            first = at / chunk * chunk;
+        }
+        return slot(at);
+    }
+    void flush(S* to) const {
+        if (first < 0) return;
+        const int64_t bins = std::min(chunk, n_bins - first);
+        for (int64_t i = 0; i < own; ++i)
+            for (int64_t t = 0; t < bins; ++t)
+                std::memcpy(to + (i * n_bins + first + t) * width, buffer + (t * rows + i) * ld, width * sizeof(S));
+    }
+};
+
+// Values of some rows that are not 0, in their order.
+template <class S> struct Nonzero {
+    int64_t* begin;
+    int32_t* channel;
+    S* value;
+    static Nonzero make(Arena& arena, int64_t rows, int64_t width) {
+        const int64_t most = rows * width + 16;  // whole vectors are stored
+        return {arena.take<int64_t>(rows + 1), arena.take<int32_t>(most, false), arena.take<S>(most, false)};
+    }
+    // False where so many differ from 0 that a dense product is faster.
+    // The rows of the next bin, `onward` from these, are asked for in time: they lie on other pages.
+    bool collect(int64_t n, int64_t rows, const S* from, int64_t step, int64_t width, int64_t onward) {
+        int64_t found = 0;
+        const int64_t most = n * width / 6;
+        for (int64_t i = 0; i < rows; ++i) {
+            begin[i] = found;
+            if (i >= n) continue;
+            const S* row = from + i * step;
+            for (int64_t line = 0; line < width + 16; line += 64 / sizeof(S)) __builtin_prefetch(row + onward + line);
+            int64_t j = 0;
+#if defined(__AVX512F__)
+            if (sizeof(S) == 4)
+                for (; j + 16 <= width; j += 16) {
+                    const __m512 values = _mm512_loadu_ps((const float*)row + j);
+                    const __mmask16 some = _mm512_cmp_ps_mask(values, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+                    const __m512i numbers = _mm512_add_epi32(_mm512_set1_epi32((int)j), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+                    _mm512_storeu_ps((float*)value + found, _mm512_maskz_compress_ps(some, values));
+                    _mm512_storeu_si512(channel + found, _mm512_maskz_compress_epi32(some, numbers));
+                    found += __builtin_popcount(some);
+                }
+#endif
+            for (; j < width; ++j)
+                if (row[j] != S(0)) channel[found] = (int32_t)j, value[found++] = row[j];
+            if (found > most) return false;
+        }
+        begin[rows] = found;
+        return true;
+    }
+};
+
 enum Kind { CLIPPED_GRU = 0, GRU = 1, RATE = 2 };
 enum Activation { TANH = 0, RELU = 1, SOFTPLUS = 2 };
 
@@ -435,42 +540,50 @@ template <class S> struct Cell {
     int64_t kind, n_in, n, activation;
     S clip, leak;
     const S *w_in, *w_rec, *b_in, *b_rec;  // torch's layout: (gates * n, inputs); biases may be null
-    int64_t np, gates, slots;              // padded states; gates; values per state that are kept, in gates of width np
+    int64_t np, gates, first, slots;       // padded states; gates; those in the first product; values kept per state
     Packed<S> in_first, rec_first, in_new, rec_new;     // forward: the sigmoid gates (or all), and the new state's
     Packed<S> rec_first_t, rec_new_t, in_t;             // backward
-    std::vector<S> bias_first, bias_new, bias_rec_new;
+    std::vector<S> bias_all;                            // of all slots
+    S* in_rows = nullptr;                               // input weights (n_in, gates * np), for inputs of mostly zeros
 
-    void prepare(Arena& arena, bool backward, bool input_gradient) {
+    void prepare(Arena& arena, bool backward, bool input_gradient, bool sparse = false) {
         np = padded<S>(n);
         gates = kind == RATE ? 1 : 3;
         slots = kind == CLIPPED_GRU ? 3 : kind == GRU ? 4 : 1;
-        const int64_t first = kind == RATE ? 1 : 2;
+        first = kind == RATE ? 1 : 2;
         auto at = [&](const S* w, int64_t width, int64_t gate, int64_t unit, int64_t k) {
-            return unit < n && k < width ? w[(gate * n + unit) * width + k] : S(0);
+            return unit < n ? w[(gate * n + unit) * width + k] : S(0);
         };
         auto bias = [&](const S* b, int64_t gate, int64_t unit) { return b && unit < n ? b[gate * n + unit] : S(0); };
         const int64_t wide = first * np;
-        in_first.pack(arena, n_in, wide, [&](int64_t k, int64_t j) { return at(w_in, n_in, j / np, j % np, k); });
-        rec_first.pack(arena, n, wide, [&](int64_t k, int64_t j) { return at(w_rec, n, j / np, j % np, k); });
-        bias_first.resize(wide);
-        for (int64_t j = 0; j < wide; ++j) bias_first[j] = bias(b_in, j / np, j % np) + bias(b_rec, j / np, j % np);
+        in_first.pack(arena, n_in, wide, np, [&](int64_t k, int64_t u, int64_t g) { return at(w_in, n_in, g, u, k); });
+        rec_first.pack(arena, n, wide, np, [&](int64_t k, int64_t u, int64_t g) { return at(w_rec, n, g, u, k); });
+        bias_all.resize(slots * np);
+        for (int64_t g = 0; g < gates; ++g)
+            for (int64_t u = 0; u < np; ++u)
+                bias_all[g * np + u] = bias(b_in, g, u) + (kind == GRU && g == 2 ? S(0) : bias(b_rec, g, u));
         if (gates == 3) {
-            in_new.pack(arena, n_in, np, [&](int64_t k, int64_t j) { return at(w_in, n_in, 2, j, k); });
-            rec_new.pack(arena, n, np, [&](int64_t k, int64_t j) { return at(w_rec, n, 2, j, k); });
-            bias_new.resize(np);
-            bias_rec_new.resize(np);
-            for (int64_t j = 0; j < np; ++j) {
-                bias_rec_new[j] = bias(b_rec, 2, j);
-                bias_new[j] = bias(b_in, 2, j) + (kind == CLIPPED_GRU ? bias_rec_new[j] : S(0));
-            }
+            in_new.pack(arena, n_in, np, np, [&](int64_t k, int64_t u, int64_t) { return at(w_in, n_in, 2, u, k); });
+            rec_new.pack(arena, n, np, np, [&](int64_t k, int64_t u, int64_t) { return at(w_rec, n, 2, u, k); });
+        }
+        if (kind == GRU)
+            for (int64_t u = 0; u < np; ++u) bias_all[3 * np + u] = bias(b_rec, 2, u);
+        if (sparse) {
+            in_rows = arena.take<S>(n_in * gates * np);
+            for (int64_t g = 0; g < gates; ++g)
+                for (int64_t u = 0; u < n; ++u)
+                    for (int64_t k = 0; k < n_in; ++k) in_rows[k * gates * np + g * np + u] = at(w_in, n_in, g, u, k);
         }
         if (!backward) return;
-        rec_first_t.pack(arena, wide, np, [&](int64_t k, int64_t j) { return j < n ? at(w_rec, n, k / np, k % np, j) : S(0); });
-        if (gates == 3)
-            rec_new_t.pack(arena, np, np, [&](int64_t k, int64_t j) { return j < n ? at(w_rec, n, 2, k, j) : S(0); });
+        auto back = [&](int64_t row, int64_t unit, int64_t gate) {
+            return row < n && unit < n ? w_rec[(gate * n + row) * n + unit] : S(0);
+        };
+        rec_first_t.pack(arena, wide, np, np, [&](int64_t k, int64_t u, int64_t) { return back(k % np, u, k / np); });
+        if (gates == 3) rec_new_t.pack(arena, np, np, np, [&](int64_t k, int64_t u, int64_t) { return back(k, u, 2); });
         if (input_gradient)
-            in_t.pack(arena, gates * np, padded<S>(n_in),
-                      [&](int64_t k, int64_t j) { return j < n_in ? at(w_in, n_in, k / np, k % np, j) : S(0); });
+            in_t.pack(arena, gates * np, padded<S>(n_in), padded<S>(n_in), [&](int64_t k, int64_t j, int64_t) {
+                return j < n_in && k % np < n ? w_in[(k / np * n + k % np) * n_in + j] : S(0);
+            });
     }
 
     Vec<S> act(Vec<S> x) const {
@@ -488,11 +601,13 @@ template <class S> struct Cell {
         return S(1) - v_exp(-y);
     }
 
-    // next (rows, np) from x (rows, ldx) and h (rows, np); gates (rows, slots * np) are kept for the way back.
+    // next (rows, np) from x (rows, ldx) and h (rows, np); gates (rows, slots * np) are kept for the way back. Where the
+    // part of the inputs is in `kept` already, x is null.
     void forward(int64_t rows, const S* x, int64_t ldx, const S* h, S* kept, S* next, S* scratch) const {
         const int64_t ld = slots * np;
-        const Source<S> first[2] = {{h, np, &rec_first}, {x, ldx, &in_first}};
-        product<S>(rows, first, 2, BIAS, bias_first.data(), kept, ld);
+        const Start start = x ? BIAS : ADD;
+        const Source<S> sources[2] = {{h, np, &rec_first}, {x, ldx, &in_first}};
+        product<S>(rows, sources, x ? 2 : 1, start, bias_all.data(), kept, ld);
         if (kind == RATE) {
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < np; j += VL<S>) {
@@ -513,7 +628,7 @@ template <class S> struct Cell {
                     store(scratch + i * np + j, r * load(h + i * np + j));
                 }
             const Source<S> both[2] = {{scratch, np, &rec_new}, in[0]};
-            product<S>(rows, both, 2, BIAS, bias_new.data(), kept + 2 * np, ld);
+            product<S>(rows, both, x ? 2 : 1, start, bias_all.data() + 2 * np, kept + 2 * np, ld);
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < np; j += VL<S>) {
                     S* g = kept + i * ld + j;
@@ -527,8 +642,8 @@ template <class S> struct Cell {
             return;
         }
         const Source<S> rec[1] = {{h, np, &rec_new}};
-        product<S>(rows, in, 1, BIAS, bias_new.data(), kept + 2 * np, ld);
-        product<S>(rows, rec, 1, BIAS, bias_rec_new.data(), kept + 3 * np, ld);
+        if (x) product<S>(rows, in, 1, BIAS, bias_all.data() + 2 * np, kept + 2 * np, ld);
+        product<S>(rows, rec, 1, BIAS, bias_all.data() + 3 * np, kept + 3 * np, ld);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < np; j += VL<S>) {
                 S* g = kept + i * ld + j;
@@ -541,22 +656,21 @@ template <class S> struct Cell {
             }
     }
 
-    // State after a step before noise was added to it, from what was kept.
-    Vec<S> clean(const S* g, Vec<S> before) const {
-        if (kind == RATE) return leak == S(1) ? load(g) : before + leak * (load(g) - before);
-        const Vec<S> fresh = load(g + 2 * np), z = load(kind == GRU ? g + np : g);
-        return fresh + z * (before - fresh);  // the clip is applied by the caller's mask
-    }
-
     // From the gradient of the next state: those of the gates' sums (rows, slots * np), of the state before, and, of the
-    // clipped GRU, the reset state (rows, np) that its recurrent product saw.
-    void backward(int64_t rows, const S* h, const S* kept, const S* d_next, S* d_sums, S* d_h, S* reset, S* scratch) const {
+    // clipped GRU, the reset state (rows, np) that its recurrent product saw. `clean` is for the state before noise.
+    void backward(int64_t rows, const S* h, const S* kept, const S* d_next, S* d_sums, S* d_h, S* reset, S* scratch,
+                  S* clean = nullptr) const {
         const int64_t ld = slots * np;
         if (kind == RATE) {
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < np; j += VL<S>) {
                     const Vec<S> d = load(d_next + i * np + j);
-                    store(d_sums + i * ld + j, leak * d * slope(load(kept + i * ld + j)));
+                    const Vec<S> a = load(kept + i * ld + j);
+                    if (clean) {
+                        const Vec<S> before = load(h + i * np + j);
+                        store(clean + i * np + j, leak == S(1) ? a : before + leak * (a - before));
+                    }
+                    store(d_sums + i * ld + j, leak * d * slope(a));
                     store(d_h + i * np + j, (S(1) - leak) * d);
                 }
             const Source<S> back[1] = {{d_sums, ld, &rec_first_t}};
@@ -573,6 +687,10 @@ template <class S> struct Cell {
                     const Vec<S> following = fresh + z * (before - fresh);
                     dn = following > all(clip) ? Vec<S>{} : dn;
                     dn = following < all(-clip) ? Vec<S>{} : dn;
+                    if (clean) {
+                        const Vec<S> low = following > all(clip) ? all(clip) : following;
+                        store(clean + i * np + j, low < all(-clip) ? all(-clip) : low);
+                    }
                     store(d, dn * (before - fresh) * z * (S(1) - z));
                     store(d + 2 * np, dn * (S(1) - z) * (S(1) - fresh * fresh));
                     store(d_h + i * np + j, dn * z);
@@ -598,6 +716,7 @@ template <class S> struct Cell {
                 const Vec<S> before = load(h + i * np + j), dn = load(d_next + i * np + j);
                 const Vec<S> r = load(g), z = load(g + np), fresh = load(g + 2 * np), inner = load(g + 3 * np);
                 const Vec<S> da = dn * (S(1) - z) * (S(1) - fresh * fresh);
+                if (clean) store(clean + i * np + j, fresh + z * (before - fresh));
                 store(d, da * inner * r * (S(1) - r));
                 store(d + np, dn * (before - fresh) * z * (S(1) - z));
                 store(d + 2 * np, da);
@@ -606,6 +725,39 @@ template <class S> struct Cell {
             }
         const Source<S> back[2] = {{d_sums, ld, &rec_first_t}, {d_sums + 3 * np, ld, &rec_new_t}};
         product<S>(rows, back, 2, ADD, nullptr, d_h, np);
+    }
+
+    // Inputs of mostly zeros, such as spike counts, need only the weights of those that are not.
+    void sparse_inputs(int64_t rows, const Nonzero<S>& x, S* kept) const {
+        const int64_t ld = slots * np, wide = gates * np;
+        for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t start = 0; start < wide; start += 4 * VL<S>) {
+                if (wide - start >= 4 * VL<S>) sparse_row<4>(x, i, start, kept + i * ld);
+                else
+                    for (int64_t j = start; j < wide; j += VL<S>) sparse_row<1>(x, i, j, kept + i * ld);
+            }
+        }
+    }
+    template <int V> void sparse_row(const Nonzero<S>& x, int64_t row, int64_t start, S* out) const {
+        Vec<S> sum[V];
+        for (int j = 0; j < V; ++j) sum[j] = load(bias_all.data() + start + j * VL<S>);
+        for (int64_t e = x.begin[row]; e < x.begin[row + 1]; ++e) {
+            const Vec<S> value = spread(x.value + e);
+            const S* w = in_rows + x.channel[e] * gates * np + start;
+            for (int j = 0; j < V; ++j) sum[j] += value * load(w + j * VL<S>);
+        }
+        for (int j = 0; j < V; ++j) store(out + start + j * VL<S>, sum[j]);
+    }
+    void add_sparse_gradients(int64_t rows, const Nonzero<S>& x, const S* d_sums, S* sums) const {
+        const int64_t ld = slots * np, wide = gates * np;
+        for (int64_t i = 0; i < rows; ++i) {
+            const S* d = d_sums + i * ld;
+            for (int64_t e = x.begin[i]; e < x.begin[i + 1]; ++e) {
+                const Vec<S> value = spread(x.value + e);
+                S* to = sums + x.channel[e] * wide;
+                for (int64_t j = 0; j < wide; j += VL<S>) store(to + j, load(to + j) + value * load(d + j));
+            }
+        }
     }
 
     void input_gradient(int64_t rows, const S* d_sums, S* dx, int64_t ldx) const {
@@ -618,7 +770,7 @@ template <class S> struct Cell {
     void add_gradients(int64_t rows, const S* x, int64_t ldx, const S* h, const S* reset, const S* d_sums, S* sums) const {
         const int64_t ld = slots * np, wide = gates * np;
         S *d_in = sums, *d_rec = sums + padded<S>(n_in) * wide, *d_bias = d_rec + np * wide;
-        transposed_product<S>(rows, n_in, wide, x, ldx, d_sums, ld, d_in, wide);
+        if (x) transposed_product<S>(rows, n_in, wide, x, ldx, d_sums, ld, d_in, wide);
         if (kind == RATE) transposed_product<S>(rows, n, np, h, np, d_sums, ld, d_rec, wide);
         else {
             transposed_product<S>(rows, n, 2 * np, h, np, d_sums, ld, d_rec, wide);
@@ -674,6 +826,7 @@ template <class S> static Cell<S> read_cell(Arguments& a) {
 
 // Philox 4x32-10 (Salmon et al. 2011), one counter per lane of 64 bits.
 typedef uint64_t Lanes __attribute__((vector_size(VB), aligned(8), may_alias));
+typedef uint32_t HalfLanes __attribute__((vector_size(VB / 2), aligned(4), may_alias));
 constexpr int N_LANES = VB / 8;
 constexpr uint64_t LOW = 0xffffffffu;
 
@@ -696,7 +849,9 @@ static inline void philox(Lanes c[4], uint32_t key_low, uint32_t key_high) {
     }
 }
 static inline void counters(Lanes c[4], int64_t block, int64_t bin, int64_t trial, uint32_t stream) {
-    for (int i = 0; i < N_LANES; ++i) c[0][i] = (uint32_t)(block + i);
+    Lanes numbers;
+    for (int i = 0; i < N_LANES; ++i) numbers[i] = i;  // a constant
+    c[0] = numbers + (uint64_t)(uint32_t)block;
     c[1] = Lanes{} + (uint64_t)(uint32_t)bin, c[2] = Lanes{} + (uint64_t)(uint32_t)trial, c[3] = Lanes{} + (uint64_t)stream;
 }
 
@@ -729,21 +884,19 @@ static const float* draw_normal(NormalScratch& s, int64_t width, int64_t bin, in
         Lanes c[4];
         counters(c, start, bin, trial, stream);
         philox(c, (uint32_t)key, (uint32_t)(key >> 32));
-        for (int w = 0; w < 4; ++w)
-            for (int i = 0; i < N_LANES; ++i) s.words[w][start + i] = (uint32_t)c[w][i];
+        for (int w = 0; w < 4; ++w) {
+            const HalfLanes low = __builtin_convertvector(c[w], HalfLanes);
+            std::memcpy(&s.words[w][start], &low, sizeof low);
+        }
     }
     for (int pair = 0; pair < 2; ++pair)
         for (int64_t i = 0; i < n; i += VL<float>) {
             I32 a, b;
-            for (int j = 0; j < VL<float>; ++j) {
-                a[j] = (int32_t)(s.words[2 * pair][i + j] >> 8);
-                b[j] = (int32_t)(s.words[2 * pair + 1][i + j] >> 8);
-            }
-            const F u = (__builtin_convertvector(a, F) + 0.5f) * 5.9604644775390625e-8f;
-            const F v = __builtin_convertvector(b, F) * 5.9604644775390625e-8f;
-            const F square = v_log(u) * -2.f;
-            F radius, cosine, sine;
-            for (int j = 0; j < VL<float>; ++j) radius[j] = std::sqrt(square[j]);
+            std::memcpy(&a, &s.words[2 * pair][i], sizeof a);
+            std::memcpy(&b, &s.words[2 * pair + 1][i], sizeof b);
+            const F u = (__builtin_convertvector((a >> 8) & 0xffffff, F) + 0.5f) * 5.9604644775390625e-8f;
+            const F v = __builtin_convertvector((b >> 8) & 0xffffff, F) * 5.9604644775390625e-8f;
+            F radius = v_sqrt(v_log(u) * -2.f), cosine, sine;
             v_turn(v, cosine, sine);
             cosine *= radius, sine *= radius;
             const int64_t keep = std::min<int64_t>(VL<float>, n - i) * sizeof(float);
@@ -781,6 +934,34 @@ template <class S> static void normals(Arguments a) {
     });
 }
 
+template <class S> static void masked(Arguments a) {
+    S* out = a.pointer<S>();
+    const void* data = a.pointer<void>();
+    const uint8_t *first = a.pointer<uint8_t>(), *second = a.pointer<uint8_t>();
+    const S* factor = a.pointer<S>();
+    const int64_t n_trials = a.whole(), n_bins = a.whole(), width = a.whole(), threads = a.whole(), bytes = a.whole();
+    run_tasks(n_trials, n_trials * n_bins * width < (1 << 17) ? 1 : threads, [&](int64_t i) {
+        for (int64_t t = 0; t < n_bins; ++t) {
+            const int64_t from = (i * n_bins + t) * width;
+            S* to = out + from;
+            const S by = factor[t];
+            if (bytes) {
+                const uint8_t* x = static_cast<const uint8_t*>(data) + from;
+                if (first && second)
+                    for (int64_t j = 0; j < width; ++j) to[j] = by * S(x[j] * (first[from + j] & second[from + j]));
+                else if (first)
+                    for (int64_t j = 0; j < width; ++j) to[j] = by * S(x[j] * first[from + j]);
+                else
+                    for (int64_t j = 0; j < width; ++j) to[j] = by * S(x[j]);
+            } else {
+                const S* x = static_cast<const S*>(data) + from;
+                for (int64_t j = 0; j < width; ++j)
+                    to[j] = by * x[j] * S((first ? first[from + j] : 1) * (second ? second[from + j] : 1));
+            }
+        }
+    });
+}
+
 // ------------------------------------------------------------------------------------------------------------ one scan
 
 // What one block keeps between the forward and the backward pass, and what a task needs meanwhile.
@@ -806,6 +987,7 @@ template <class S> struct Scan {
     S* memory;
     Packed<S> out_forward, out_back;
     std::vector<S> out_bias;
+    bool sparse;
     int64_t size, blocks, rows, np, slots, in_pad, out_pad;
 
     explicit Scan(Arguments& a, bool backward, bool input_gradient) {
@@ -815,21 +997,22 @@ template <class S> struct Scan {
         noise_scale = S(a.real());
         inputs = a.pointer<S>(), start = a.pointer<S>(), valid = a.pointer<uint8_t>(), trials = a.pointer<int64_t>();
         w_out = a.pointer<S>(), b_out = a.pointer<S>(), memory = a.pointer<S>();
-        cell.prepare(arena, backward, input_gradient);
-        size = block_size(n_trials), blocks = block_count(n_trials), rows = up(std::min(size, n_trials), ROW_PAD);
+        sparse = cell.n_in >= 16;
+        cell.prepare(arena, backward, input_gradient, sparse);
+        size = BLOCK, blocks = block_count(n_trials), rows = up(std::min(size, n_trials), ROW_PAD);
         np = cell.np, slots = cell.slots, in_pad = padded<S>(cell.n_in), out_pad = padded<S>(n_out);
         const int64_t n = cell.n;
         if (n_out) {
-            out_forward.pack(arena, n, out_pad, [&](int64_t k, int64_t j) { return j < n_out ? w_out[j * n + k] : S(0); });
+            out_forward.pack(arena, n, out_pad, out_pad, [&](int64_t k, int64_t j, int64_t) { return j < n_out ? w_out[j * n + k] : S(0); });
             out_bias.assign(out_pad, S(0));
             std::copy(b_out, b_out + n_out, out_bias.begin());
             if (backward)
-                out_back.pack(arena, n_out, np, [&](int64_t k, int64_t j) { return j < n ? w_out[k * n + j] : S(0); });
+                out_back.pack(arena, n_out, np, np, [&](int64_t k, int64_t j, int64_t) { return j < n ? w_out[k * n + j] : S(0); });
         }
     }
     static int64_t states_size(int64_t n_bins, int64_t rows, int64_t np) { return (n_bins + 1) * rows * np; }
     static int64_t block_memory(const Cell<S>& cell, int64_t n_trials, int64_t n_bins, bool keeps) {
-        const int64_t rows = up(std::min(block_size(n_trials), n_trials), ROW_PAD), np = padded<S>(cell.n);
+        const int64_t rows = up(std::min(BLOCK, n_trials), ROW_PAD), np = padded<S>(cell.n);
         const int64_t slots = cell.kind == CLIPPED_GRU ? 3 : cell.kind == GRU ? 4 : 1;
         const int64_t kept_bins = keeps ? n_bins : 1;
         return up(states_size(kept_bins, rows, np), 16) + up(kept_bins * rows * slots * np, 16) + 64;
@@ -844,9 +1027,11 @@ template <class S> struct Scan {
             Memory<S> mine{memory + block * each};
             S* hs = mine.take(states_size(keeps ? n_bins : 1, rows, np));
             S* kept = mine.take((keeps ? n_bins : 1) * rows * slots * np);
-            S* x = local.take<S>(rows * in_pad);
-            S* scratch = local.take<S>(rows * std::max(np, out_pad));
+            Window<S> seen(local, own, rows, in_pad, cell.n_in, n_bins), read(local, own, rows, out_pad, n_out, n_bins);
+            S* scratch = local.take<S>(rows * np);
+            S* out_block = out + first * n_bins * n_out;
             NormalScratch drawn;
+            Nonzero<S> few = Nonzero<S>::make(local, rows, sparse ? cell.n_in : 0);
             std::fill(hs, hs + rows * np, S(0));
             gather(hs, np, start + first * n, own, n, n);
             for (int64_t t = 0; t < n_bins; ++t) {
@@ -854,12 +1039,18 @@ template <class S> struct Scan {
                 S* h = hs + (keeps ? t : t % 2) * rows * np;
                 S* next = hs + (keeps ? t + 1 : (t + 1) % 2) * rows * np;
                 S* g = kept + (keeps ? t : 0) * rows * slots * np;
-                gather(x, in_pad, inputs + (first * n_bins + at) * cell.n_in, own, n_bins * cell.n_in, cell.n_in);
-                cell.forward(rows, x, in_pad, h, g, next, scratch);
+                const S* from = inputs + (first * n_bins + at) * cell.n_in;
+                const int64_t onward = reverse ? -cell.n_in : cell.n_in;
+                if (sparse && few.collect(own, rows, from, n_bins * cell.n_in, cell.n_in, onward)) {
+                    cell.sparse_inputs(rows, few, g);
+                    cell.forward(rows, nullptr, 0, h, g, next, scratch);
+                } else {
+                    const S* x = seen.read(inputs + first * n_bins * cell.n_in, at);
+                    cell.forward(rows, x, in_pad, h, g, next, scratch);
+                }
                 if (n_out) {
                     const Source<S> source[1] = {{next, np, &out_forward}};
-                    product<S>(rows, source, 1, BIAS, out_bias.data(), scratch, out_pad);
-                    scatter(out + (first * n_bins + at) * n_out, n_bins * n_out, scratch, out_pad, own, n_out);
+                    product<S>(rows, source, 1, BIAS, out_bias.data(), read.write(out_block, at), out_pad);
                 }
                 for (int64_t i = 0; i < own; ++i) {
                     if (valid && !valid[(first + i) * n_bins + at]) std::memcpy(next + i * np, h + i * np, np * sizeof(S));
@@ -870,6 +1061,7 @@ template <class S> struct Scan {
                 }
                 if (states) scatter(states + (first * n_bins + at) * n, n_bins * n, next, np, own, n);
             }
+            if (n_out) read.flush(out_block);
             if (last) scatter(last + first * n, n, hs + (keeps ? n_bins : n_bins % 2) * rows * np, np, own, n);
         });
     }
@@ -900,6 +1092,9 @@ template <class S> struct Scan {
             S* dx = local.take<S>(rows * in_pad);
             S* clean = local.take<S>(n_out ? steps * rows * np : 0);
             S* d_read = local.take<S>(n_out ? steps * rows * out_pad : 0);
+            Nonzero<S> few = Nonzero<S>::make(local, rows, sparse ? cell.n_in : 0);
+            Window<S> seen(local, own, rows, in_pad, cell.n_in, n_bins), told(local, own, rows, out_pad, n_out, n_bins);
+            bool dense = false;  // whether some of the deferred inputs wait in x, those of the other bins being 0
             if (d_last) gather(d, np, d_last + first * n, own, n, n);
             for (int64_t t = n_bins - 1; t >= 0; --t) {
                 const int64_t at = bin(t), step = t % steps;
@@ -913,34 +1108,35 @@ template <class S> struct Scan {
                         }
                 }
                 if (n_out) {
-                    S* read = d_read + step * rows * out_pad;
-                    gather(read, out_pad, d_out + (first * n_bins + at) * n_out, own, n_bins * n_out, n_out);
+                    const S* read = told.read(d_out + first * n_bins * n_out, at);
+                    std::memcpy(d_read + step * rows * out_pad, read, rows * out_pad * sizeof(S));
                     const Source<S> back[1] = {{read, out_pad, &out_back}};
                     product<S>(rows, back, 1, ADD, nullptr, d, np);
-                    for (int64_t i = 0; i < rows; ++i)
-                        for (int64_t j = 0; j < np; j += VL<S>) {
-                            Vec<S> c = cell.clean(g + i * ld + j, load(h + i * np + j));
-                            if (cell.kind == CLIPPED_GRU) {
-                                c = c > all(cell.clip) ? all(cell.clip) : c;
-                                c = c < all(-cell.clip) ? all(-cell.clip) : c;
-                            }
-                            store(&clean[(step * rows + i) * np + j], c);
-                        }
                 }
                 S* own_sums = d_sums + step * rows * ld;
-                cell.backward(rows, h, g, d, own_sums, d_before, reset + step * rows * np, scratch);
+                S* clean_now = n_out ? clean + step * rows * np : nullptr;
+                cell.backward(rows, h, g, d, own_sums, d_before, reset + step * rows * np, scratch, clean_now);
                 if (valid)
                     for (int64_t i = 0; i < own * np; ++i) d_before[i] += held[i];
                 if (d_inputs) {
                     cell.input_gradient(rows, own_sums, dx, in_pad);
                     scatter(d_inputs + (first * n_bins + at) * cell.n_in, n_bins * cell.n_in, dx, in_pad, own, cell.n_in);
                 }
-                gather(x + step * rows * in_pad, in_pad, inputs + (first * n_bins + at) * cell.n_in, own,
-                       n_bins * cell.n_in, cell.n_in);
+                const S* from = inputs + (first * n_bins + at) * cell.n_in;
+                const int64_t onward = reverse ? cell.n_in : -cell.n_in;
+                S* x_now = x + step * rows * in_pad;
+                if (sparse && few.collect(own, rows, from, n_bins * cell.n_in, cell.n_in, onward))
+                    cell.add_sparse_gradients(rows, few, own_sums, sum);
+                else {
+                    if (sparse && !dense) std::fill(x, x + steps * rows * in_pad, S(0));
+                    std::memcpy(x_now, seen.read(inputs + first * n_bins * cell.n_in, at), rows * in_pad * sizeof(S));
+                    dense = true;
+                }
                 std::swap(d, d_before);
                 if (step == 0) {
                     const int64_t deferred = std::min(steps, n_bins - t) * rows;
-                    cell.add_gradients(deferred, x, in_pad, h, reset, d_sums, sum);
+                    cell.add_gradients(deferred, !sparse || dense ? x : nullptr, in_pad, h, reset, d_sums, sum);
+                    dense = false;
                     if (n_out) {
                         transposed_product<S>(deferred, n, out_pad, clean, np, d_read, out_pad, out_sum, out_pad);
                         add_rows<S>(deferred, out_pad, d_read, out_pad, out_sum + np * out_pad);
@@ -985,7 +1181,7 @@ template <class S> struct Controlled {
     S* memory;
     Packed<S> to_co, from_co, to_fac, from_fac;
     std::vector<S> co_bias;
-    int64_t size, blocks, rows, gp, cp, in_pad, con_pad, co_pad, fac_pad;
+    int64_t size, blocks, rows, gp, cp, in_pad, con_pad, co_pad, fac_pad, onward = 1;
 
     explicit Controlled(Arguments& a, bool backward) {
         gen = read_cell<S>(a), con = read_cell<S>(a);
@@ -998,22 +1194,22 @@ template <class S> struct Controlled {
         keep_gen = a.pointer<uint8_t>();
         memory = a.pointer<S>();
         gen.prepare(arena, backward, n_co > 0 || n_ext > 0);
-        size = block_size(n_trials), blocks = block_count(n_trials), rows = up(std::min(size, n_trials), ROW_PAD);
+        size = BLOCK, blocks = block_count(n_trials), rows = up(std::min(size, n_trials), ROW_PAD);
         gp = gen.np, in_pad = padded<S>(gen.n_in), fac_pad = padded<S>(n_fac);
         cp = con_pad = co_pad = 0;
-        to_fac.pack(arena, gen.n, fac_pad, [&](int64_t k, int64_t j) { return j < n_fac ? w_fac[j * gen.n + k] : S(0); });
-        if (backward) from_fac.pack(arena, n_fac, gp, [&](int64_t k, int64_t j) { return j < gen.n ? w_fac[k * gen.n + j] : S(0); });
+        to_fac.pack(arena, gen.n, fac_pad, fac_pad, [&](int64_t k, int64_t j, int64_t) { return j < n_fac ? w_fac[j * gen.n + k] : S(0); });
+        if (backward) from_fac.pack(arena, n_fac, gp, gp, [&](int64_t k, int64_t j, int64_t) { return j < gen.n ? w_fac[k * gen.n + j] : S(0); });
         if (!n_co) return;
         con.prepare(arena, backward, true);
         cp = con.np, con_pad = padded<S>(con.n_in), co_pad = padded<S>(2 * n_co);
-        to_co.pack(arena, con.n, co_pad, [&](int64_t k, int64_t j) { return j < 2 * n_co ? w_co[j * con.n + k] : S(0); });
+        to_co.pack(arena, con.n, co_pad, co_pad, [&](int64_t k, int64_t j, int64_t) { return j < 2 * n_co ? w_co[j * con.n + k] : S(0); });
         co_bias.assign(co_pad, S(0));
         std::copy(b_co, b_co + 2 * n_co, co_bias.begin());
-        if (backward) from_co.pack(arena, 2 * n_co, cp, [&](int64_t k, int64_t j) { return j < con.n ? w_co[k * con.n + j] : S(0); });
+        if (backward) from_co.pack(arena, 2 * n_co, cp, cp, [&](int64_t k, int64_t j, int64_t) { return j < con.n ? w_co[k * con.n + j] : S(0); });
     }
     static int64_t block_memory(const Cell<S>& gen, const Cell<S>& con, int64_t n_trials, int64_t n_bins, bool keeps, int64_t n_co,
                                 int64_t n_fac) {
-        const int64_t rows = up(std::min(block_size(n_trials), n_trials), ROW_PAD), bins = keeps ? n_bins : 1;
+        const int64_t rows = up(std::min(BLOCK, n_trials), ROW_PAD), bins = keeps ? n_bins : 1;
         const int64_t gp = padded<S>(gen.n), cp = n_co ? padded<S>(con.n) : 0;
         auto slots = [](const Cell<S>& c) { return c.kind == CLIPPED_GRU ? 3 : c.kind == GRU ? 4 : 1; };
         int64_t need = (bins + 1) * rows * gp + bins * rows * slots(gen) * gp + bins * rows * padded<S>(gen.n_in);
@@ -1043,8 +1239,11 @@ template <class S> struct Controlled {
     }
     // Multiply rows by a 0/1 mask and 1 / (1 - rate); `mask` points at the first trial's row of this bin.
     void masked(S* to, int64_t ld_to, const S* from, int64_t ld_from, const uint8_t* mask, int64_t step, int64_t own, int64_t n) const {
-        for (int64_t i = 0; i < own; ++i)
-            for (int64_t j = 0; j < n; ++j) to[i * ld_to + j] = from[i * ld_from + j] * (S(mask[i * step + j]) * keep_scale);
+        for (int64_t i = 0; i < own; ++i) {
+            const uint8_t* row = mask + i * step;
+            for (int64_t line = 0; line < n + 64; line += 64) __builtin_prefetch(row + onward * n + line);  // the next bin's
+            for (int64_t j = 0; j < n; ++j) to[i * ld_to + j] = from[i * ld_from + j] * (S(row[j]) * keep_scale);
+        }
     }
     // State as the factors see it: dropped out where there is a mask (of this bin, or of the start), else as it is.
     const S* seen(const S* h, S* buffer, const uint8_t* mask, int64_t step, int64_t own) const {
@@ -1121,6 +1320,7 @@ template <class S> struct Controlled {
     void backward(Arguments& a) {
         const S *d_gen_states = a.pointer<S>(), *d_factors = a.pointer<S>(), *d_gen_inputs = a.pointer<S>();
         const S *d_con_states = a.pointer<S>(), *d_co_means = a.pointer<S>(), *d_co_stds = a.pointer<S>();
+        onward = -1;
         S *d_gen_start = a.pointer<S>(), *d_con_start = a.pointer<S>(), *d_ci = a.pointer<S>(), *d_ext = a.pointer<S>();
         S *d_w_co = a.pointer<S>(), *d_b_co = a.pointer<S>(), *d_w_fac = a.pointer<S>();
         S* d_gen[4];
@@ -1170,9 +1370,10 @@ template <class S> struct Controlled {
                     const uint8_t* mask = keep_gen + row * gen.n;
                     product<S>(rows, back, 1, ZERO, nullptr, fac_back, gp);
                     masked(seen_now, gp, h + rows * gp, gp, mask, n_bins * gen.n, own, gen.n);
-                    for (int64_t i = 0; i < own; ++i)
-                        for (int64_t j = 0; j < gen.n; ++j)
-                            d[i * gp + j] += fac_back[i * gp + j] * (S(mask[i * n_bins * gen.n + j]) * keep_scale);
+                    for (int64_t i = 0; i < own; ++i) {
+                        const uint8_t* row_mask = mask + i * n_bins * gen.n;
+                        for (int64_t j = 0; j < gen.n; ++j) d[i * gp + j] += fac_back[i * gp + j] * (S(row_mask[j]) * keep_scale);
+                    }
                 } else {
                     product<S>(rows, back, 1, ADD, nullptr, d, gp);
                     std::copy(h + rows * gp, h + 2 * rows * gp, seen_now);
@@ -1279,11 +1480,11 @@ template <class S> static void poisson(Arguments a) {
     const S* weight = a.pointer<S>();
     const uint8_t* learned = a.pointer<uint8_t>();
     S *total = a.pointer<S>(), *d_factors = a.pointer<S>(), *d_w = a.pointer<S>(), *d_bias = a.pointer<S>();
-    const int64_t fac_pad = padded<S>(n_fac), np = padded<S>(n), size = block_size(n_trials), blocks = block_count(n_trials);
+    const int64_t fac_pad = padded<S>(n_fac), np = padded<S>(n), size = BLOCK, blocks = block_count(n_trials);
     Arena arena;
     Packed<S> forward, back;
-    forward.pack(arena, n_fac, np, [&](int64_t k, int64_t j) { return j < n ? w[j * n_fac + k] : S(0); });
-    if (d_factors) back.pack(arena, n, fac_pad, [&](int64_t k, int64_t j) { return j < n_fac ? w[k * n_fac + j] : S(0); });
+    forward.pack(arena, n_fac, np, np, [&](int64_t k, int64_t j, int64_t) { return j < n ? w[j * n_fac + k] : S(0); });
+    if (d_factors) back.pack(arena, n, fac_pad, fac_pad, [&](int64_t k, int64_t j, int64_t) { return j < n_fac ? w[k * n_fac + j] : S(0); });
     S* padded_bias = arena.take<S>(np);
     std::copy(bias, bias + n, padded_bias);
     S stirling[256];
@@ -1369,6 +1570,8 @@ template <class S> static void poisson(Arguments a) {
 ENTRY(keep_masks_bytes, keep_masks)
 ENTRY(normals_float, normals<float>)
 ENTRY(normals_double, normals<double>)
+ENTRY(masked_float, masked<float>)
+ENTRY(masked_double, masked<double>)
 ENTRY(scan_forward_float, scan_forward<float>)
 ENTRY(scan_forward_double, scan_forward<double>)
 ENTRY(scan_backward_float, scan_backward<float>)

@@ -42,6 +42,7 @@ class CPUKernels:
     """See :class:`ctdb.recurrent.functions.Kernels`."""
 
     def scan(self, call: ScanCall) -> tuple[Scanned, Any]:
+        """Forward."""
         n_trials, n_bins, _ = call.inputs.shape
         n = call.cell.n_states
         made = call.start.new_empty
@@ -81,6 +82,7 @@ class CPUKernels:
         return a
 
     def scan_backward(self, call: ScanCall, kept: Any, grads: Scanned, wants_inputs: bool) -> dict[str, Any]:
+        """Gradients of a scan."""
         a = self._scan_arguments(call, kept, wants_inputs)
         outputs = grads.outputs
         if call.readout is not None and outputs is None:
@@ -94,6 +96,7 @@ class CPUKernels:
         return {"inputs": inputs, "start": start, "cell": cell, "readout": readout}
 
     def controlled(self, call: ControlledCall) -> tuple[Generated, Any]:
+        """Forward."""
         n_trials, n_bins, n_ext = call.ext_input.shape
         made = call.start.new_empty
         gen, con = call.generator, call.controller
@@ -130,6 +133,7 @@ class CPUKernels:
         return a
 
     def controlled_backward(self, call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
+        """Gradients of a controlled scan."""
         a = self._controlled_arguments(call, kept)
         a.give(*[grads[i] for i in (0, 1, 2, 3, 4, 5)])
         made: dict[str, Any] = {"start": _empty(call.start), "to_factors": _empty(call.to_factors)}
@@ -145,6 +149,7 @@ class CPUKernels:
         return made
 
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
+        """Sum, and its gradients."""
         n_trials, n_bins, n_factors = call.factors.shape
         n = len(call.readout.bias)
         dtype = call.factors.dtype
