@@ -223,6 +223,17 @@ def test_no_module_is_imported_to_take_a_fingerprint(project):
     assert "tinypkg" not in sys.modules
 
 
+def test_a_file_that_a_package_compiles_counts_without_its_comments(project):
+    before = project.fingerprint()
+    project.write("tinypkg/relative/loops.cpp", "int twice(int x) { return 2 * x; }  // fast\n")
+    made = project.fingerprint()
+    assert made != before
+    project.write("tinypkg/relative/loops.cpp", "/* of an int */ int twice(int x) {\n    return 2 * x;\n}\n")
+    assert project.fingerprint() == made
+    project.edit("tinypkg/relative/loops.cpp", "2 * x", "3 * x")
+    assert project.fingerprint() != made
+
+
 def test_a_single_file_module_counts(project):
     project.write("lonely_kind.py", "from tinypkg import unrelated\n\nX = 1\n")
     before = project.fingerprint("lonely_kind")

@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def fingerprint(script: Path | str, *modules: str) -> str:
         if name in closure or name in REPORTING_ONLY or file is None:
             continue
         closure[name] = _file_hash(file)
+        if file.name == "__init__.py":  # what a package compiles at run time is code of its own
+            closure |= {f"{name}/{source.name}": _text_hash(source) for source in file.parent.glob("*.cpp")}
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         pending += _imports(file, package, own)
         if "." in name:
@@ -86,6 +89,12 @@ def _file_hash(file: Path) -> str:
 @functools.cache
 def _tree_hash(file: Path, _mtime: int, _size: int) -> str:
     return hashlib.sha256(repr(_plain(ast.parse(file.read_text(), str(file)))).encode()).hexdigest()
+
+
+def _text_hash(source: Path) -> str:
+    """Hash of a C++ file without comments and layout."""
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source.read_text(), flags=re.DOTALL)
+    return hashlib.sha256(" ".join(code.split()).encode()).hexdigest()
 
 
 def _plain(node: object) -> object:

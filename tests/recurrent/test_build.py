@@ -313,14 +313,12 @@ def test_the_cache_of_the_user_is_the_default(here, tmp_path, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=True, reason="a path without a folder is looked for among the system's libraries")
 def test_the_cache_may_be_the_working_folder(here, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CTDB_CACHE", ".")
     assert build.library().vector_bytes() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="an error of making the draft is no BuildError, so nothing falls back to torch")
 def test_a_full_disk_is_a_reason_to_run_in_torch(here, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -331,7 +329,6 @@ def test_a_full_disk_is_a_reason_to_run_in_torch(here, monkeypatch):
     assert "No space left" in cpu.why_not()
 
 
-@pytest.mark.xfail(strict=True, reason="Path.home() raises RuntimeError, which is no BuildError")
 def test_a_user_without_a_home_runs_in_torch_or_keeps_builds_elsewhere(here, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")

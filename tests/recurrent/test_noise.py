@@ -10,6 +10,8 @@ import torch
 from ctdb.recurrent import Noise, StateNoise, cpu
 from ctdb.recurrent.noise import philox
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE = {kind: torch.zeros((), dtype=kind) for kind in (torch.float32, torch.float64)}
 SHAPES = [(1, 1), (1, 3), (2, 4), (3, 5), (4, 16), (2, 31), (2, 33), (3, 64), (2, 65), (1, 137), (2, 300)]
 TRIALS = [5, 0, 77777, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1, 5]

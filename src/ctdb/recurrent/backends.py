@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from ctdb.errors import ConfigError
+from ctdb.errors import ConfigError, nearest
 from ctdb.recurrent import cpu, eager, functions
 from ctdb.recurrent.cells import Cell, ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell
 from ctdb.recurrent.cpu.kernels import CPUKernels
@@ -45,6 +45,8 @@ def use_backend(backend: Backend) -> Iterator[None]:
     ConfigError
         If the backend cannot run here; `auto` always can.
     """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend: {backend!r} is unknown; {nearest(backend, BACKENDS)}")
     if backend == "cpu" and (why := cpu.why_not()):
         raise ConfigError(f"backend: 'cpu' cannot run here: {why}; install a C++ compiler, or choose 'auto' or 'torch'")
     if backend == "cuda" and not torch.cuda.is_available():
@@ -145,8 +147,10 @@ def noisy_scan(
 
 def _scan(cell: Any, state: Tensor, inputs: Tensor, reverse: bool = False, states: bool = True, **more: Any) -> Any:
     weights = weights_of(cell)
-    kernels = _kernels_for(state) if weights is not None else None
+    kernels = _kernels_for(state) if weights is not None and len(state) else None
     if kernels is None:
+        if reverse and (more.get("noise") or more.get("readout")):
+            raise ValueError("noise and readout are for scans from the first bin to the last")
         if not reverse:
             return eager.scan(cell, state, inputs, **more)
         flipped = {
@@ -180,7 +184,8 @@ def controlled_scan(
     Without `states`, those and the generator's inputs may be None in what is returned.
     """
     cells = [weights_of(cell) for cell in (generator, controller) if cell is not None]
-    kernels = _kernels_for(state) if None not in cells else None
+    fixed = all(one is None or not one.requires_grad for one in (co_noise, control))  # to the kernels
+    kernels = _kernels_for(state) if None not in cells and fixed and len(state) else None
     if kernels is None:
         return eager.controlled_scan(
             generator, controller, to_factors, state, ext_input, to_co, con_state, ci, kept, co_noise, control
@@ -208,7 +213,7 @@ def masked(
     data: Tensor, masks: Sequence[UInt8[Tensor, "trials bins channels"]], factor: Float[Tensor, " bins"]
 ) -> Float[Tensor, "trials bins channels"]:
     """Product with masks and a factor for each bin: see :func:`ctdb.recurrent.eager.masked`."""
-    if _kernels_for(factor) is _KERNELS["cpu"] and not data.requires_grad and len(masks) <= 2:
+    if _kernels_for(factor) is _KERNELS["cpu"] and not (data.requires_grad or factor.requires_grad) and len(masks) <= 2:
         return cpu.masked(data, masks, factor)
     return eager.masked(data, masks, factor)
 
@@ -221,7 +226,7 @@ def poisson_nll(
     learned: UInt8[Tensor, "trials bins neurons"] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted sum of Poisson negative log-likelihoods: see :func:`ctdb.recurrent.eager.poisson_nll`."""
-    kernels = _kernels_for(factors)
+    kernels = None if weight.requires_grad or not len(factors) else _kernels_for(factors)
     if kernels is None:
         return eager.poisson_nll(factors, readout, counts, weight, learned)
     return functions.poisson_nll(

@@ -137,7 +137,7 @@ def controlled_scan(
         seen = states if kept is None else states * (kept.states.to(states) * kept.scale)
         none = states[:, :, :0]
         return Generated(states, linear(seen, to_factors), ext_input, none, none, none)
-    drop = [None] * 4 if kept is None else [mask.to(state) * kept.scale for mask in kept[:4]]
+    drop = [None if kept is None or mask is None else mask.to(state) * kept.scale for mask in (kept or [None] * 4)[:4]]
     factors = linear(_times(state, drop[0]), to_factors)
     rows = []
     for t in range(ext_input.shape[1]):

@@ -3,13 +3,12 @@
 A :class:`Kernels` does the work, in torch, in C++ or on a GPU; this file only tells autograd about it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ctdb.recurrent.eager import Generated, Kept, Linear, Scanned
 from ctdb.recurrent.noise import StateNoise
@@ -63,6 +62,20 @@ class ScanCall:
     states: bool = True
     """Whether all states are wanted."""
 
+    def __post_init__(self) -> None:
+        n_trials, n_bins, n_inputs = self.inputs.shape
+        n, readout = self.cell.n_states, self.readout or Linear(None, None)
+        n_outputs = 0 if self.readout is None else len(readout.bias)
+        wanted = {
+            "inputs": (self.inputs, (n_trials, n_bins, n_inputs)),
+            "state": (self.start, (n_trials, n)),
+            "valid": (self.valid, (n_trials, n_bins)),
+            "noise.trials": (None if self.noise is None else self.noise.noise.trials, (n_trials,)),
+            "readout.weight": (readout.weight, (n_outputs, n)),
+            "readout.bias": (readout.bias, (n_outputs,)),
+        }
+        _check("scan", self.start, wanted | _cell_shapes("cell", self.cell, n_inputs))
+
 
 @dataclass(frozen=True)
 class ControlledCall:
@@ -83,6 +96,33 @@ class ControlledCall:
     states: bool = True
     """Whether states and generator inputs are wanted, beside factors and inferred inputs."""
 
+    def __post_init__(self) -> None:
+        (n_trials, n_bins, n_ext), n_factors = self.ext_input.shape, len(self.to_factors)
+        n, n_co, n_ci, n_con = self.generator.n_states, 0, 0, 0
+        wanted = {
+            "state": (self.start, (n_trials, n)),
+            "ext_input": (self.ext_input, (n_trials, n_bins, n_ext)),
+            "to_factors": (self.to_factors, (n_factors, n)),
+            "control": (self.control, (n_bins,)),
+        }
+        if self.controller is not None:
+            n_co, n_ci, n_con = len(self.to_co.bias) // 2, self.ci.shape[2], self.controller.n_states
+            wanted |= {
+                "to_co.weight": (self.to_co.weight, (2 * n_co, n_con)),
+                "to_co.bias": (self.to_co.bias, (2 * n_co,)),
+                "con_state": (self.con_start, (n_trials, n_con)),
+                "ci": (self.ci, (n_trials, n_bins, n_ci)),
+                "co_noise": (self.co_noise, (n_trials, n_bins, n_co)),
+            } | _cell_shapes("controller", self.controller, n_ci + n_factors)
+        if self.kept is not None:
+            wanted |= {
+                "kept.start": (self.kept.start, (n_trials, n)),
+                "kept.ci": (self.kept.ci, (n_trials, n_bins, n_ci)),
+                "kept.factors": (self.kept.factors, (n_trials, n_bins, n_factors)),
+                "kept.states": (self.kept.states, (n_trials, n_bins, n)),
+            }
+        _check("controlled scan", self.start, wanted | _cell_shapes("generator", self.generator, n_co + n_ext))
+
 
 @dataclass(frozen=True)
 class PoissonCall:
@@ -94,6 +134,20 @@ class PoissonCall:
     weight: Tensor
     learned: Tensor | None = None
     keeps: bool = True
+
+    def __post_init__(self) -> None:
+        n_trials, n_bins, n_factors = self.factors.shape
+        n = len(self.readout.bias)
+        values, per_bin = (n_trials, n_bins, n), (n_trials, n_bins, 1)
+        wanted = {
+            "readout.weight": (self.readout.weight, (n, n_factors)),
+            "readout.bias": (self.readout.bias, (n,)),
+            "weight": (self.weight, per_bin if self.weight.shape[2] == 1 else values),
+            "learned": (self.learned, values),
+        }
+        _check("poisson_nll", self.factors, wanted)
+        if self.counts.shape != values:
+            raise ValueError(f"poisson_nll: counts have shape {tuple(self.counts.shape)}; expected {values}")
 
 
 @runtime_checkable
@@ -126,8 +180,8 @@ class _Scan(torch.autograd.Function):
         return tuple(made)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        _refuse_second_derivative()
         call, _ = ctx.call, ctx.saved_tensors
         contiguous = Scanned(*[None if grad is None else grad.contiguous() for grad in grads])
         made = ctx.kernels.scan_backward(call, ctx.kept, contiguous, ctx.needs_input_grad[2])
@@ -146,8 +200,8 @@ class _Controlled(torch.autograd.Function):
         return tuple(made)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        _refuse_second_derivative()
         call, _ = ctx.call, ctx.saved_tensors
         contiguous = Generated(*[None if grad is None else grad.contiguous() for grad in grads])
         wants = {name for name, needed in zip(("ext_input", "ci"), ctx.needs_input_grad[2:4], strict=True) if needed}
@@ -164,10 +218,40 @@ class _Poisson(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _refuse_second_derivative()
         found = [value * grad for value in ctx.grads]
         return None, None, *_needed(ctx, found)
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # a graph of the gradient is wanted
+        raise RuntimeError(
+            "the backends `torch`, `cpu` and `cuda` have no second derivative; work inside `use_backend('eager')`"
+        )
+
+
+def _check(call: str, like: Tensor, wanted: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
+    """Refuse tensors of another shape, and floating ones of another precision, device than `like`."""
+    for name, (value, shape) in wanted.items():
+        if value is None:
+            continue
+        if tuple(value.shape) != tuple(shape):
+            raise ValueError(f"{call}: {name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
+        if value.device != like.device or (value.is_floating_point() and value.dtype != like.dtype):
+            raise ValueError(
+                f"{call}: {name} is {value.dtype} on {value.device}; expected {like.dtype} on {like.device}, as its state"
+            )
+
+
+def _cell_shapes(name: str, cell: CellWeights, n_inputs: int) -> dict[str, tuple[Tensor | None, Sequence[int]]]:
+    rows = cell.n_states * (1 if cell.kind == "rate" else 3)
+    return {
+        f"{name}.w_in": (cell.w_in, (rows, n_inputs)),
+        f"{name}.w_rec": (cell.w_rec, (rows, cell.n_states)),
+        f"{name}.b_in": (cell.b_in, (rows,)),
+        f"{name}.b_rec": (cell.b_rec, (rows,)),
+    }
 
 
 def _needed(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -1,24 +1,24 @@
 """Recurrent loops for NVIDIA GPUs, in Triton: one launch for a whole scan, and one for its way back.
 
 A program runs all bins of one model for a tile of 16 trials, so no program waits for another. Where a product with a
-matrix needs the state, it is read back from memory in pieces of 16 columns, beside 16 rows of the weights, and so any
-number of units fits: what a program reads back it has written itself, with a barrier in between. Input projections are
-products over all bins before the kernel, and weight gradients after it. The functions have a leading axis of models,
-whose programs run side by side: K small models cost one launch, not K.
+matrix needs the state, it is read back from memory in pieces of a few columns, beside as many rows of the weights, so
+matrices of any size fit: what a program reads back it has written itself, with a barrier in between. Input projections
+are products over all bins before the kernel, and weight gradients after it. The functions have a leading axis of
+models, whose programs run side by side: K small models cost one launch, not K.
 
 What was checked, and what was not. In Triton's interpreter, on a CPU, everything equals the definitions in `eager` and
 the backward passes in `torch_kernels`. The kernels compile, ahead of time, for compute capabilities 8.0 and 9.0, with
 little shared memory and few spilled registers (tests/recurrent/test_triton.py). Nothing here has run on a GPU yet. The
 interpreter runs programs, and what a program does, one after another: it would not show a missing barrier. And how fast
-the kernels are is unknown; first candidates to try are `ROWS`, the number of warps in `_launch`, and tensor cores for
-`_product` (``input_precision="tf32x3"``, almost as exact).
+the kernels are is unknown; first candidates to try are `ROWS`, the number of warps in `_launch`, the pieces of
+`_product`, and tensor cores for it (``input_precision="tf32x3"``, almost as exact).
 
 Products are in full precision ("ieee"), as torch's are unless told otherwise.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -127,9 +127,11 @@ def _write(rows, value, there, N: constexpr, BLOCK: constexpr):
 @_kernel
 def _product(total, left, weights, there, N_IN: constexpr, N_OUT: constexpr, BLOCK: constexpr):
     """`total` + left @ weights, with rows `left` of N_IN values in memory and weights (N_IN, N_OUT)."""
+    # a piece costs a wait for memory: longer ones where few columns leave registers for them
+    PIECE: constexpr = 16 if N_IN <= 16 or BLOCK > 64 else 32
     out = tl.arange(0, BLOCK)[None, :]
-    for first in range(0, N_IN, 16):
-        unit = first + tl.arange(0, 16)
+    for first in range(0, N_IN, PIECE):
+        unit = first + tl.arange(0, PIECE)
         a = tl.load(left + unit[None, :], mask=there & (unit < N_IN)[None, :], other=0.0)
         w = tl.load(weights + unit[:, None] * N_OUT + out, mask=(unit < N_IN)[:, None] & (out < N_OUT), other=0.0)
         total = tl.dot(a, w, total, input_precision="ieee", out_dtype=total.dtype)
@@ -518,6 +520,27 @@ def _controlled_backward(
 # ------------------------------------------------------------------------------ loops of several models, around kernels
 
 
+class ScanCalls(ScanCall):
+    """Arguments of a scan, every tensor with a leading axis of models."""
+
+    def __post_init__(self) -> None:
+        """Check no shape: one model's is checked where it is called."""
+
+
+class ControlledCalls(ControlledCall):
+    """Arguments of a controlled scan, every tensor with a leading axis of models; so may `kept.scale` be one."""
+
+    def __post_init__(self) -> None:
+        """Check no shape: one model's is checked where it is called."""
+
+
+class PoissonCalls(PoissonCall):
+    """Arguments of a Poisson likelihood, every tensor with a leading axis of models."""
+
+    def __post_init__(self) -> None:
+        """Check no shape: one model's is checked where it is called."""
+
+
 class _ScanKept(NamedTuple):
     """What a scan leaves for its way back."""
 
@@ -542,13 +565,13 @@ class _ControlledKept(NamedTuple):
     co_stds: Tensor
 
 
-def scan_forward(call: ScanCall, kicks: Tensor | None = None) -> tuple[Scanned, Any]:
+def scan_forward(call: ScanCalls, kicks: Tensor | None = None) -> tuple[Scanned, Any]:
     """Scan of models side by side.
 
     Parameters
     ----------
     call
-        Every tensor with a leading axis of models; its noise is not looked at.
+        What to do; its noise is not looked at.
     kicks
         What is added to the states, (models, trials, bins, states).
 
@@ -594,7 +617,7 @@ def scan_forward(call: ScanCall, kicks: Tensor | None = None) -> tuple[Scanned, 
 
 
 def scan_backward(
-    call: ScanCall, kept: Any, grads: Scanned, wants_inputs: bool
+    call: ScanCalls, kept: Any, grads: Scanned, wants_inputs: bool
 ) -> dict[str, Tensor | CellGradients | Linear | None]:
     """Gradients `inputs` (where wanted), `start`, `cell` and `readout`, each with a leading axis of models.
 
@@ -645,13 +668,13 @@ def scan_backward(
     return made
 
 
-def controlled_forward(call: ControlledCall) -> tuple[Generated, Any]:
+def controlled_forward(call: ControlledCalls) -> tuple[Generated, Any]:
     """Controlled scan of models side by side.
 
     Parameters
     ----------
     call
-        Every tensor with a leading axis of models; `kept.scale` may be a tensor (models,).
+        What to do.
 
     Returns
     -------
@@ -666,7 +689,7 @@ def controlled_forward(call: ControlledCall) -> tuple[Generated, Any]:
         none = [made.states.new_empty(*made.states.shape[:3], 0) for _ in range(3)]
         # what autograd gets must not be what it was given
         found = Generated(made.states, _project(seen, call.to_factors), call.ext_input.clone(), *none)
-        return found, (kept, seen.clone()) if call.keeps else None
+        return found, (kept, seen if call.kept else seen.clone()) if call.keeps else None
     gen, con, drop = call.generator, call.controller, call.kept
     gen_shape, con_shape = _shape(gen), _shape(con)
     n_models, n_trials, n_bins, _ = call.ext_input.shape
@@ -739,7 +762,7 @@ def controlled_forward(call: ControlledCall) -> tuple[Generated, Any]:
     return made, _ControlledKept(gen_kept, con_kept, ci, seen, shown, gen_inputs, co_stds.clone())
 
 
-def controlled_backward(call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
+def controlled_backward(call: ControlledCalls, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
     """Gradients of :func:`controlled_forward`, each with a leading axis of models.
 
     They are `start`, `generator`, `to_factors` and, where there is a controller, `con_start`, `controller` and `to_co`;
@@ -823,7 +846,7 @@ def controlled_backward(call: ControlledCall, kept: Any, grads: Generated, wants
     return made
 
 
-def poisson(call: PoissonCall) -> tuple[Tensor, list[Tensor | None]]:
+def poisson(call: PoissonCalls) -> tuple[Tensor, list[Tensor | None]]:
     """Sums of weighted Poisson negative log-likelihoods, (models,), and their gradients (factors, weight, bias).
 
     In torch: three products and a few passes over (trials, bins, neurons), which are some percent of the time that the
@@ -833,7 +856,7 @@ def poisson(call: PoissonCall) -> tuple[Tensor, list[Tensor | None]]:
     Parameters
     ----------
     call
-        Every tensor with a leading axis of models.
+        What to do.
     """
     log_rates = _project(call.factors, call.readout.weight, call.readout.bias)
     counts = call.counts.to(log_rates.dtype)
@@ -867,7 +890,7 @@ def _kept(shape: _Cell, like: Tensor, n_bins: int, keeps: bool) -> tuple[Tensor 
     return gates, reset
 
 
-def _controls(call: ControlledCall) -> dict[str, Any]:
+def _controls(call: ControlledCalls) -> dict[str, Any]:
     """Arguments that both directions of a controlled scan share."""
     drop, gen, con = call.kept, _shape(call.generator), _shape(call.controller)
     scale = None if drop is None else drop.scale
@@ -890,11 +913,11 @@ def _controls(call: ControlledCall) -> dict[str, Any]:
     }
 
 
-def _uncontrolled(call: ControlledCall) -> ScanCall:
-    return ScanCall(call.generator, call.ext_input, call.start, keeps=call.keeps)
+def _uncontrolled(call: ControlledCalls) -> ScanCalls:
+    return ScanCalls(call.generator, call.ext_input, call.start, keeps=call.keeps)
 
 
-def _uncontrolled_backward(call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
+def _uncontrolled_backward(call: ControlledCalls, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
     scan_kept, seen = kept
     d_states = grads.gen_states
     if grads.factors is not None:
@@ -996,9 +1019,9 @@ def _launch(kernel: str, each: tuple[int, int, int], largest: _Cell, **arguments
     n_models, n_trials, n_bins = each
     arguments |= {"n_trials": n_trials, "n_bins": n_bins, "ROWS": ROWS}
     given = {name: value.contiguous() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    n_warps = 8 if largest.block >= 128 else 4
+    given |= {"num_warps": 8 if largest.block >= 128 else 4, "num_stages": 4 if largest.block <= 256 else 3}
     with torch.cuda.device_of(some):
-        globals()[kernel][(n_models, -(-n_trials // ROWS))](**given, num_warps=n_warps, num_stages=3)
+        globals()[kernel][(n_models, -(-n_trials // ROWS))](**given)
 
 
 class TritonKernels:
@@ -1018,36 +1041,42 @@ class TritonKernels:
         kicks = None
         if call.noise is not None:
             kicks = call.noise.tensor(call.inputs.shape[1], call.cell.n_states, call.start)[None]
-        made, kept = scan_forward(_each(call, _one_model), kicks)
+        made, kept = scan_forward(_as_models(call), kicks)
         return _each(made, _only_model), kept
 
     def scan_backward(self, call: ScanCall, kept: Any, grads: Scanned, wants_inputs: bool) -> dict[str, Any]:
         """Gradients `inputs` (where wanted), `start`, `cell` and `readout`."""
-        made = scan_backward(_each(call, _one_model), kept, _each(grads, _one_model), wants_inputs)
+        made = scan_backward(_as_models(call), kept, _each(grads, _one_model), wants_inputs)
         return {name: _each(value, _only_model) for name, value in made.items()}
 
     def controlled(self, call: ControlledCall) -> tuple[Generated, Any]:
         """Forward."""
-        made, kept = controlled_forward(_each(call, _one_model))
+        made, kept = controlled_forward(_as_models(call))
         return _each(made, _only_model), kept
 
     def controlled_backward(self, call: ControlledCall, kept: Any, grads: Generated, wants: set[str]) -> dict[str, Any]:
         """Gradients, as the protocol lists them."""
-        made = controlled_backward(_each(call, _one_model), kept, _each(grads, _one_model), wants)
+        made = controlled_backward(_as_models(call), kept, _each(grads, _one_model), wants)
         return {name: _each(value, _only_model) for name, value in made.items()}
 
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
         """Sum, and the gradients for a gradient of 1, (factors, weight, bias)."""
-        total, grads = poisson(_each(call, _one_model))
+        total, grads = poisson(_as_models(call))
         return total[0], [_each(value, _only_model) for value in grads]
+
+
+def _only_model(tensor: Tensor) -> Tensor:
+    return tensor[0]
 
 
 def _one_model(tensor: Tensor) -> Tensor:
     return tensor.detach()[None]
 
 
-def _only_model(tensor: Tensor) -> Tensor:
-    return tensor[0]
+def _as_models(call: ScanCall | ControlledCall | PoissonCall) -> Any:
+    """The same call of one model as one of several."""
+    kind = {ScanCall: ScanCalls, ControlledCall: ControlledCalls, PoissonCall: PoissonCalls}[type(call)]
+    return kind(**{field.name: _each(getattr(call, field.name), _one_model) for field in fields(call)})
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -1056,6 +1085,4 @@ def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*[_each(one, change) for one in value])
-    if is_dataclass(value):
-        return replace(value, **{field.name: _each(getattr(value, field.name), change) for field in fields(value)})
     return value

@@ -103,6 +103,11 @@ def signed(key: int) -> int:
 def masked(data: Tensor, masks: Sequence[Tensor], factor: Tensor) -> Tensor:
     """Product of data (trials, bins, channels) with at most two masks and a factor for each bin, in one pass."""
     dtype = factor.dtype
+    if factor.shape != data.shape[1:2] or any(mask.shape != data.shape or mask.dtype != torch.uint8 for mask in masks):
+        raise ValueError(
+            f"masked: data of shape {tuple(data.shape)} need byte masks of that shape and a factor for each bin, but "
+            f"were given {[(tuple(mask.shape), mask.dtype) for mask in masks]} and {tuple(factor.shape)}"
+        )
     made = torch.empty(data.shape, dtype=dtype)
     given = data if data.dtype in (torch.uint8, dtype) else data.to(dtype)
     tensors = [made, given, *masks, *[None] * (2 - len(masks)), factor]
@@ -129,19 +134,20 @@ class Workspace:
     Fresh memory costs more than the arithmetic on it, because the system clears it page by page.
     """
 
-    _free: dict[int, list[Tensor]] = {}
+    _free: list[Tensor] = []
 
     def __init__(self, n: int, dtype: torch.dtype):
-        self.n_bytes = -(-n * dtype.itemsize // _PAGE) * _PAGE
-        free = self._free.get(self.n_bytes)
-        self._bytes = free.pop() if free else _on_huge_pages(self.n_bytes)
+        n_bytes = -(-n * dtype.itemsize // _PAGE) * _PAGE
+        at = next((i for i, one in enumerate(self._free) if len(one) == n_bytes), None)
+        self._bytes = _on_huge_pages(n_bytes) if at is None else self._free.pop(at)
         self.tensor = self._bytes.view(dtype)
 
     def __del__(self):
         if hasattr(self, "_bytes"):
-            kept = self._free.setdefault(self.n_bytes, [])
-            if len(kept) < 4:
-                kept.append(self._bytes)
+            self._free.append(self._bytes)
+            most = 4 * max(map(len, self._free))
+            while sum(map(len, self._free)) > most:  # sizes that have gone out of use
+                del self._free[0]
 
     @classmethod
     def release(cls) -> None:

@@ -62,11 +62,9 @@ def _compiler() -> str:
 
 def _folder() -> Path:
     """Where builds are kept: ``CTDB_CACHE``, or the user's cache; a temporary folder where neither can be written."""
-    chosen = os.environ.get("CTDB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ctdb")
-    for folder in (
-        Path(chosen),
-        Path(tempfile.gettempdir(), f"ctdb-{os.getuid() if hasattr(os, 'getuid') else 'user'}"),
-    ):
+    own = f"ctdb-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    chosen = os.environ.get("CTDB_CACHE") or _user_cache()
+    for folder in (Path(chosen).absolute(), Path(tempfile.gettempdir(), own)):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:
@@ -74,6 +72,16 @@ def _folder() -> Path:
         if os.access(folder, os.W_OK) and _mine(folder):
             return folder
     raise BuildError(f"no folder to keep the compiled kernels in: {chosen} cannot be written; set CTDB_CACHE")
+
+
+def _user_cache() -> Path:
+    """The user's cache; the temporary folder for a user without a home."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"], "ctdb")
+    try:
+        return Path.home() / ".cache" / "ctdb"
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), "ctdb")
 
 
 def _mine(folder: Path) -> bool:
@@ -107,9 +115,10 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    handle, draft = tempfile.mkstemp(".so", "building_", path.parent)
-    os.close(handle)
+    draft = ""
     try:
+        handle, draft = tempfile.mkstemp(".so", "building_", path.parent)
+        os.close(handle)
         made = subprocess.run(
             [compiler, *FLAGS, str(SOURCE), "-o", draft], capture_output=True, text=True, timeout=SECONDS, check=False
         )
@@ -120,4 +129,5 @@ def _compile(compiler: str, path: Path) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} cannot compile {SOURCE.name}: {error}") from None
     finally:
-        Path(draft).unlink(missing_ok=True)
+        if draft:
+            Path(draft).unlink(missing_ok=True)

@@ -224,7 +224,7 @@ LANEWISE(v_log, std::log(v))
 // than the arithmetic on it, and small pages more than that.
 class Store {
    public:
-    static constexpr size_t PAGE = 2 << 20;
+    static constexpr size_t PAGE = 2 << 20, MOST = 64;
     static Store& common() {
         static Store* store = new Store;  // never destroyed: threads may outlive static objects
         return *store;
@@ -253,6 +253,10 @@ class Store {
         std::lock_guard<std::mutex> hold(mutex);
         free.emplace(sizes[chunk], chunk);
         sizes.erase(chunk);
+        if (free.size() > MOST) {  // sizes that have gone out of use
+            std::free(free.begin()->second);
+            free.erase(free.begin());
+        }
     }
 
    private:
@@ -374,7 +378,7 @@ static inline void transposed_tile(int64_t rows, const S* x, int64_t ldx, const 
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-        for (int j = 0; j < V; ++j) sum[i][j] = load(c + i * ldc + j * VL<S>);
+        for (int j = 0; j < V; ++j) sum[i][j] = Vec<S>{};
     for (int64_t r = 0; r < rows; ++r) {
         Vec<S> dv[V];
 #pragma GCC unroll 3
@@ -389,10 +393,11 @@ static inline void transposed_tile(int64_t rows, const S* x, int64_t ldx, const 
 #pragma GCC unroll 8
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 3
-        for (int j = 0; j < V; ++j) store(c + i * ldc + j * VL<S>, sum[i][j]);
+        for (int j = 0; j < V; ++j) store(c + i * ldc + j * VL<S>, load(c + i * ldc + j * VL<S>) + sum[i][j]);
 }
 
-// c (k, n) += x^T d over rows; k is rounded up to MR, n a multiple of the vector length.
+// c (k, n) += x^T d over rows, which are summed among themselves first: a long sum in one go would lose a digit.
+// k is rounded up to MR, n a multiple of the vector length.
 template <class S>
 static void transposed_product(int64_t rows, int64_t k, int64_t n, const S* x, int64_t ldx, const S* d, int64_t ldd,
                                S* c, int64_t ldc) {
@@ -415,9 +420,9 @@ static void transposed_product(int64_t rows, int64_t k, int64_t n, const S* x, i
 
 template <class S> static void add_rows(int64_t rows, int64_t n, const S* d, int64_t ldd, S* sums) {
     for (int64_t j = 0; j < n; j += VL<S>) {
-        Vec<S> sum = load(sums + j);
+        Vec<S> sum = {};
         for (int64_t r = 0; r < rows; ++r) sum += load(d + r * ldd + j);
-        store(sums + j, sum);
+        store(sums + j, load(sums + j) + sum);
     }
 }
 
@@ -440,7 +445,7 @@ template <class Task> static void run_tasks(int64_t n_tasks, int64_t n_threads, 
 
 // Rows of some trials at one bin: to and from arrays (trials, bins, width), whose rows lie far apart.
 template <class S> static void gather(S* to, int64_t ld, const S* from, int64_t n, int64_t step, int64_t width) {
-    for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * ld, from + i * step, width * sizeof(S));
+    for (int64_t i = 0; i < n && width; ++i) std::memcpy(to + i * ld, from + i * step, width * sizeof(S));
 }
 template <class S> static void scatter(S* to, int64_t step, const S* from, int64_t ld, int64_t n, int64_t width) {
     for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * step, from + i * ld, width * sizeof(S));
@@ -470,7 +475,7 @@ template <class S> struct Window {
         if (at / chunk * chunk != first) {
             first = at / chunk * chunk;
             const int64_t bins = std::min(chunk, n_bins - first);
-            for (int64_t i = 0; i < own; ++i)
+            for (int64_t i = 0; i < own && width; ++i)
                 for (int64_t t = 0; t < bins; ++t)
                     std::memcpy(buffer + (t * rows + i) * ld, from + (i * n_bins + first + t) * width, width * sizeof(S));
         }
@@ -601,6 +606,16 @@ template <class S> struct Cell {
         return S(1) - v_exp(-y);
     }
 
+    // An infinite input times the zeros of padded weights is NaN, which must not come back from the padding.
+    void clear_padding(int64_t rows, S* sums, int64_t n_gates) const {
+        if (n == np) return;
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t g = 0; g < n_gates; ++g) {
+                S* row = sums + i * slots * np + g * np;
+                std::fill(row + n, row + np, S(0));
+            }
+    }
+
     // next (rows, np) from x (rows, ldx) and h (rows, np); gates (rows, slots * np) are kept for the way back. Where the
     // part of the inputs is in `kept` already, x is null.
     void forward(int64_t rows, const S* x, int64_t ldx, const S* h, S* kept, S* next, S* scratch) const {
@@ -608,6 +623,7 @@ template <class S> struct Cell {
         const Start start = x ? BIAS : ADD;
         const Source<S> sources[2] = {{h, np, &rec_first}, {x, ldx, &in_first}};
         product<S>(rows, sources, x ? 2 : 1, start, bias_all.data(), kept, ld);
+        clear_padding(rows, kept, first);
         if (kind == RATE) {
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < np; j += VL<S>) {
@@ -629,6 +645,7 @@ template <class S> struct Cell {
                 }
             const Source<S> both[2] = {{scratch, np, &rec_new}, in[0]};
             product<S>(rows, both, x ? 2 : 1, start, bias_all.data() + 2 * np, kept + 2 * np, ld);
+            clear_padding(rows, kept + 2 * np, 1);
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t j = 0; j < np; j += VL<S>) {
                     S* g = kept + i * ld + j;
@@ -644,6 +661,7 @@ template <class S> struct Cell {
         const Source<S> rec[1] = {{h, np, &rec_new}};
         if (x) product<S>(rows, in, 1, BIAS, bias_all.data() + 2 * np, kept + 2 * np, ld);
         product<S>(rows, rec, 1, BIAS, bias_all.data() + 3 * np, kept + 3 * np, ld);
+        clear_padding(rows, kept + 2 * np, 2);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < np; j += VL<S>) {
                 S* g = kept + i * ld + j;
@@ -997,7 +1015,9 @@ template <class S> struct Scan {
         noise_scale = S(a.real());
         inputs = a.pointer<S>(), start = a.pointer<S>(), valid = a.pointer<uint8_t>(), trials = a.pointer<int64_t>();
         w_out = a.pointer<S>(), b_out = a.pointer<S>(), memory = a.pointer<S>();
-        sparse = cell.n_in >= 16;
+        // Skipping zeros would also skip 0 times NaN.
+        sparse = cell.n_in >= 16 && std::all_of(cell.w_in, cell.w_in + (cell.kind == RATE ? 1 : 3) * cell.n * cell.n_in,
+                                                [](S w) { return std::isfinite(w); });
         cell.prepare(arena, backward, input_gradient, sparse);
         size = BLOCK, blocks = block_count(n_trials), rows = up(std::min(size, n_trials), ROW_PAD);
         np = cell.np, slots = cell.slots, in_pad = padded<S>(cell.n_in), out_pad = padded<S>(n_out);
@@ -1595,16 +1615,16 @@ extern "C" int64_t scan_memory(int64_t kind, int64_t n, int64_t n_trials, int64_
     return block_count(n_trials) * Scan<double>::block_memory(cell, n_trials, n_bins, keeps);
 }
 template <class S>
-static int64_t controlled_need(int64_t kind, const int64_t* sizes, int64_t n_trials, int64_t n_bins, int64_t keeps) {
+static int64_t controlled_need(int64_t kind, int64_t con_kind, const int64_t* sizes, int64_t n_trials, int64_t n_bins, int64_t keeps) {
     Cell<S> gen, con;
-    gen.kind = con.kind = kind, gen.n = sizes[0], gen.n_in = sizes[1], con.n = sizes[2];
+    gen.kind = kind, con.kind = con_kind, gen.n = sizes[0], gen.n_in = sizes[1], con.n = sizes[2];
     return block_count(n_trials) * Controlled<S>::block_memory(gen, con, n_trials, n_bins, keeps, sizes[3], sizes[4]);
 }
-extern "C" int64_t controlled_memory(int64_t kind, int64_t n, int64_t n_in, int64_t n_con, int64_t n_co, int64_t n_fac,
+extern "C" int64_t controlled_memory(int64_t kind, int64_t con_kind, int64_t n, int64_t n_in, int64_t n_con, int64_t n_co, int64_t n_fac,
                                      int64_t n_trials, int64_t n_bins, int64_t keeps, int64_t bytes) {
     const int64_t sizes[5] = {n, n_in, n_con, n_co, n_fac};
-    return bytes == 4 ? controlled_need<float>(kind, sizes, n_trials, n_bins, keeps)
-                      : controlled_need<double>(kind, sizes, n_trials, n_bins, keeps);
+    return bytes == 4 ? controlled_need<float>(kind, con_kind, sizes, n_trials, n_bins, keeps)
+                      : controlled_need<double>(kind, con_kind, sizes, n_trials, n_bins, keeps);
 }
 extern "C" int64_t advise_huge_pages(int64_t address, int64_t bytes) {
 #if defined(__linux__)

@@ -102,7 +102,8 @@ class CPUKernels:
         gen, con = call.generator, call.controller
         n_co = 0 if con is None else len(call.to_co.bias) // 2
         sizes = (gen.n_states, n_co + n_ext, 0 if con is None else con.n_states, n_co, len(call.to_factors))
-        need = (KINDS[gen.kind], *sizes, n_trials, n_bins, call.keeps, call.start.element_size())
+        kinds = (KINDS[gen.kind], 0 if con is None else KINDS[con.kind])
+        need = (*kinds, *sizes, n_trials, n_bins, call.keeps, call.start.element_size())
         workspace = cpu.Workspace(cpu.query("controlled_memory", *need), call.start.dtype)
         full = call.states
         result = Generated(
