@@ -480,12 +480,12 @@ def main() -> None:
         choice = choose(torch.device("cpu"))
     parts = [
         f"{machine('torch', 'pytorch-lightning')}. Backend `{choice.name}`: {choice.reason}.",
-        "Relative differences on copied weights with the same masks and noise, ours in single, the peer in double precision:",
+        "Relative differences on the same weights, masks and noise (ours in single, theirs in double precision):",
         "\n".join(equality_rows(given.shapes)),
         f"One training step: masks and noise, loss, gradients, clip, AdamW; {RATE:g} spikes per bin, {given.rounds} "
-        "rounds in turn. The peer runs without its per-step bits-per-spike metrics unless the column says so; `medium` is "
-        "`torch.set_float32_matmul_precision('medium')` for both sides, which may change the peer's maths to bfloat16 "
-        "(it does on processors with AMX) and leaves ours as it is.",
+        "rounds in turn. The peer runs without its per-step bits-per-spike metrics unless the column says so; "
+        "`medium` is `torch.set_float32_matmul_precision('medium')` for both sides: it may change the peer's maths to "
+        "bfloat16 (it does on processors with AMX) and leaves ours as it is.",
         "\n".join(training_table(given.rounds, given.shapes, given.batches, given.threads)),
         "Threads:",
         "\n".join(thread_rows(given.rounds)),

@@ -225,12 +225,12 @@ def test_no_module_is_imported_to_take_a_fingerprint(project):
 
 def test_a_file_that_a_package_compiles_counts_without_its_comments(project):
     before = project.fingerprint()
-    project.write("tinypkg/relative/loops.cpp", "int twice(int x) { return 2 * x; }  // fast\n")
+    project.write("tinypkg/loops.cpp", "int twice(int x) { return 2 * x; }  // fast\n")
     made = project.fingerprint()
     assert made != before
-    project.write("tinypkg/relative/loops.cpp", "/* of an int */ int twice(int x) {\n    return 2 * x;\n}\n")
+    project.write("tinypkg/loops.cpp", "/* of an int */ int twice(int x) {\n    return 2 * x;\n}\n")
     assert project.fingerprint() == made
-    project.edit("tinypkg/relative/loops.cpp", "2 * x", "3 * x")
+    project.edit("tinypkg/loops.cpp", "2 * x", "3 * x")
     assert project.fingerprint() != made
 
 
@@ -329,7 +329,9 @@ def test_what_fitting_runs_counts_for_a_fit(counting_modules):
         "ctdb.settings",
         "ctdb.models",
         "ctdb.models.base",
-        "ctdb.recurrent.scan",
+        "ctdb.recurrent.backends",
+        "ctdb.recurrent.eager",
+        "ctdb.recurrent.cpu.kernels",
     }
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/lfads_band.md work as they stand there."""
+"""The examples of docs/lfads_band.md and docs/recurrent_core.md work as they stand there."""
 
 import re
 from dataclasses import replace
@@ -14,8 +14,8 @@ from project import REPOSITORY
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/lfads_band.md").read_text(), re.DOTALL)
+def blocks(page="lfads_band.md"):
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), re.DOTALL)
 
 
 def test_inference_and_fine_tuning(make_dataset, tmp_path, monkeypatch):
@@ -45,3 +45,18 @@ def test_an_observation_model_of_one_s_own(make_dataset, monkeypatch):
     expected = -nbinom.logpmf(counts.numpy(), failures, failures / (failures + mean))
     torch.testing.assert_close(model.observation[0].nll(parameters, counts), torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)  # fmt: skip
     assert model.loss(model.tensors(dataset["train"]), torch.Generator()).isfinite()
+
+
+def test_the_recurrent_core(make_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    choice, own_loss, checkpoint = blocks("recurrent_core.md")
+    exec(compile(choice, "recurrent_core.md", "exec"), {})
+    assert "Choice(name=" in capsys.readouterr().out
+    names = {}
+    exec(compile(own_loss, "recurrent_core.md", "exec"), names)
+    batch = {"weight": torch.ones(5, 20, 1), "trial_index": torch.arange(5)}
+    first, again = (names["loss"](None, batch, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first == again != names["loss"](None, batch, torch.Generator().manual_seed(2))
+    model = models.build({"kind": "lfads", "gen_dim": 8}, make_dataset())
+    exec(compile(checkpoint, "recurrent_core.md", "exec"), {"model": model})
+    assert (tmp_path / "theirs.pt").exists()

@@ -458,7 +458,8 @@ def test_controlled_models_side_by_side_equal_those_run_alone(controller):
     kernels, calls, apart, back, grads = tk.TritonKernels(), [], [], [], []
     wants = {"ci", "ext_input"} if controller else {"ext_input"}
     for model in range(3):
-        calls.append(Controlled(SMALL, seed=model, controller=controller).call)
+        kept = "all" if controller else "states"
+        calls.append(Controlled(SMALL, seed=model, controller=controller, kept=kept).call)
         drop = calls[-1].kept._replace(scale=1 + model / 2)  # a rate of dropout for each model
         calls[-1] = replace(calls[-1], kept=drop)
         made, kept = kernels.controlled(calls[-1])

@@ -6,6 +6,7 @@ written for GPUs. All give the same numbers to rounding. A backend is chosen aro
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ctdb.errors import ConfigError, nearest
-from ctdb.recurrent import cpu, eager, functions
+from ctdb.recurrent import cpu, eager, functions, triton_kernels
 from ctdb.recurrent.cells import Cell, ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell
 from ctdb.recurrent.cpu.kernels import CPUKernels
 from ctdb.recurrent.eager import Generated, Kept, Linear
@@ -27,6 +28,11 @@ Backend = Literal["auto", "eager", "torch", "cpu", "cuda"]
 BACKENDS = get_args(Backend)
 _wanted: ContextVar[Backend] = ContextVar("backend", default="auto")
 _KERNELS: dict[str, Kernels] = {"torch": TorchKernels(), "cpu": CPUKernels()}
+
+
+@functools.cache
+def _triton() -> Kernels:
+    return triton_kernels.TritonKernels()
 
 
 class Choice(NamedTuple):
@@ -51,6 +57,8 @@ def use_backend(backend: Backend) -> Iterator[None]:
         raise ConfigError(f"backend: 'cpu' cannot run here: {why}; install a C++ compiler, or choose 'auto' or 'torch'")
     if backend == "cuda" and not torch.cuda.is_available():
         raise ConfigError("backend: 'cuda' cannot run here: torch finds no GPU; choose 'auto'")
+    if backend == "cuda" and (why := triton_kernels.why_not()):
+        raise ConfigError(f"backend: 'cuda' cannot run here: {why}; choose 'auto'")
     token = _wanted.set(backend)
     try:
         yield
@@ -59,9 +67,15 @@ def use_backend(backend: Backend) -> Iterator[None]:
 
 
 def choose(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
-    """Backend for work on a device: what was asked for with :func:`use_backend`, or the fastest that can run."""
+    """Backend for work on a device: what was asked for with :func:`use_backend`, or the fastest that can run.
+
+    `cuda` is for single precision on a GPU; other work, such as inference on the CPU after the training, is given to
+    what `auto` takes.
+    """
     wanted = _wanted.get()
-    if wanted != "auto":
+    if wanted == "cuda" and device.type == "cuda" and dtype == torch.float32:
+        return Choice("cuda", "chosen in the settings")
+    if wanted not in ("auto", "cuda"):
         return Choice(wanted, "chosen in the settings")
     if device.type != "cpu":
         return Choice("torch", f"the work is on {device.type}")
@@ -262,7 +276,7 @@ def _kernels_for(value: Tensor) -> Kernels | None:
     name = choose(value.device, value.dtype).name
     if name == "cpu" and (value.device.type != "cpu" or value.dtype not in (torch.float32, torch.float64)):
         return None
-    return _KERNELS.get(name)
+    return _triton() if name == "cuda" else _KERNELS.get(name)
 
 
 def _keeps(tensors: list[Tensor | None]) -> bool:

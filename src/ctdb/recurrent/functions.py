@@ -240,7 +240,7 @@ def _check(call: str, like: Tensor, wanted: Mapping[str, tuple[Tensor | None, Se
             raise ValueError(f"{call}: {name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
         if value.device != like.device or (value.is_floating_point() and value.dtype != like.dtype):
             raise ValueError(
-                f"{call}: {name} is {value.dtype} on {value.device}; expected {like.dtype} on {like.device}, as its state"
+                f"{call}: {name} is {value.dtype} on {value.device}; expected {like.dtype} on {like.device}"
             )
 
 
