@@ -33,11 +33,19 @@ def why_not() -> str | None:
     global _reason
     if _reason is _UNKNOWN:
         try:
-            library()
+            library().use_openmp(_torch_openmp())
             _reason = None
         except BuildError as error:
             _reason = str(error)
     return _reason
+
+
+def _torch_openmp() -> ctypes.c_void_p:
+    """Address of the function with which torch's own OpenMP starts threads; null where torch has none (GNU, LLVM)."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except (AttributeError, OSError, TypeError):
+        return ctypes.c_void_p(None)
 
 
 _UNKNOWN = object()

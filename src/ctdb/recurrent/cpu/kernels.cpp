@@ -431,12 +431,21 @@ template <class S> static void add_rows(int64_t rows, int64_t n, const S* d, int
 constexpr int64_t BLOCK = 32;  // trials in a block
 static inline int64_t block_count(int64_t n_trials) { return (n_trials + BLOCK - 1) / BLOCK; }
 
+// How torch's OpenMP runs a function on several threads, once it is known. Its threads wait busily for a while after each
+// use: others beside them would have to share their processors.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+static Parallel openmp = nullptr;
+
 template <class Task> static void run_tasks(int64_t n_tasks, int64_t n_threads, Task task) {
     n_threads = std::min(n_threads, n_tasks);
     std::atomic<int64_t> next{0};
     auto work = [&] {
         for (int64_t i; (i = next++) < n_tasks;) task(i);
     };
+    if (n_threads > 1 && openmp) {
+        openmp([](void* given) { (*static_cast<decltype(work)*>(given))(); }, &work, (unsigned)n_threads, 0);
+        return;
+    }
     std::vector<std::thread> others;
     for (int64_t i = 1; i < n_threads; ++i) others.emplace_back(work);
     work();
@@ -1633,4 +1642,5 @@ extern "C" int64_t advise_huge_pages(int64_t address, int64_t bytes) {
     return address && bytes ? 0 : 1;
 #endif
 }
+extern "C" void use_openmp(void* parallel) { openmp = reinterpret_cast<Parallel>(parallel); }
 extern "C" int64_t vector_bytes() { return VB; }
