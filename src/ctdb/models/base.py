@@ -123,7 +123,8 @@ class Model(nn.Module, ABC):
         """Mean loss over the trials of a batch (see :meth:`tensors`), which also holds their numbers, `trial_index`.
 
         In train mode every random draw comes from `generator`, either directly, or through
-        :class:`ctdb.recurrent.Noise`, whose numbers do not depend on how batches are cut; in eval mode there is none.
+        :class:`ctdb.recurrent.Noise`, whose numbers depend on the generator's seed, but not on how batches are cut:
+        give each epoch a generator of its own. In eval mode nothing is drawn.
         """
 
     def loss_and_terms(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctdb.errors import TrainingDivergedError
 from ctdb.files import lock, write_hdf5
 from ctdb.networks.base import Network, build, load
-from ctdb.recurrent import Noise, use_backend
+from ctdb.recurrent import Noise, use_backend, without_gpu
 from ctdb.seeds import derive
 from ctdb.tasks.base import Task, TaskTrials
 from ctdb.training import Batches, discard_checkpoint, train
@@ -103,7 +103,7 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     generator = torch.Generator().manual_seed(derive("network activity", seed))
     states, outputs = [], []
     inputs = torch.from_numpy(trials.inputs)
-    with torch.no_grad(), use_backend(network.settings.training.backend):
+    with torch.no_grad(), use_backend(without_gpu(network.settings.training.backend)):
         for part in torch.arange(len(inputs)).split(TRIALS_PER_PASS):
             state, output = network.run(inputs[part], Noise(generator, part))
             states.append(state.numpy())

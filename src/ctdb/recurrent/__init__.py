@@ -1,6 +1,16 @@
 """The recurrent core that networks and models share: cells with one `step`, loops over time, and their backends."""
 
-from ctdb.recurrent.backends import Backend, choose, controlled_scan, masked, noisy_scan, poisson_nll, scan, use_backend
+from ctdb.recurrent.backends import (
+    Backend,
+    choose,
+    controlled_scan,
+    masked,
+    noisy_scan,
+    poisson_nll,
+    scan,
+    use_backend,
+    without_gpu,
+)
 from ctdb.recurrent.bidirectional import Bidirectional
 from ctdb.recurrent.cells import Cell, ClippedGRUCell, EulerMLPCell, GRUCell, LeakyRateCell, LinearCell, TanhCell
 from ctdb.recurrent.eager import Generated, Kept, Linear
@@ -33,4 +43,5 @@ __all__ = [
     "poisson_nll",
     "scan",
     "use_backend",
+    "without_gpu",
 ]

@@ -66,6 +66,11 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def without_gpu(backend: Backend) -> Backend:
+    """Backend for work on the CPU that belongs to a training with `backend`."""
+    return "auto" if backend == "cuda" else backend
+
+
 def choose(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
     """Backend for work on a device: what was asked for with :func:`use_backend`, or the fastest that can run.
 

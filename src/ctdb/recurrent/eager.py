@@ -181,13 +181,13 @@ def poisson_nll(
     readout
         To log-rates.
     counts
-        Spike counts n, (trials, bins, neurons), whole or floating.
+        Spike counts n, (trials, bins, neurons), whole or floating; where their weight is 0 they may be anything.
     weight
         Of each bin, or of each value.
     learned
         Values whose error may teach; the others count in the sum, but have no gradient. All where not given.
     """
-    log_rates, counts = readout(factors), counts.to(factors.dtype)
+    log_rates, counts = readout(factors), torch.where(weight > 0, counts.to(factors.dtype), 0)
     nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
     if learned is not None:
         nll = torch.where(learned > 0, nll, nll.detach())

@@ -274,7 +274,7 @@ class TorchKernels:
 
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
         """Sum, and its gradients."""
-        counts = call.counts.to(call.factors.dtype)
+        counts = torch.where(call.weight > 0, call.counts.to(call.factors.dtype), 0)
         log_rates = call.readout(call.factors)
         error = log_rates.exp()
         total = (call.weight * (error - counts * log_rates + torch.lgamma(counts + 1))).sum()

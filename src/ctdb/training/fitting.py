@@ -11,7 +11,7 @@ from torch import Tensor
 from ctdb.datasets import SPLITS, MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError
 from ctdb.files import lock, write_hdf5
-from ctdb.recurrent import use_backend
+from ctdb.recurrent import use_backend, without_gpu
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
 from ctdb.training.batches import Batches, SessionBatches
@@ -78,7 +78,7 @@ def fit(model: Any, dataset: SpikeDataset | MultiSession, spec: Mapping[str, Any
         training, seed = TrainingSettings(**spec.get("training", {})), int(spec.get("seed", 0))
     train_data = _batches(model, dataset, "train", training.batch_size, derive("fit batches", seed))
     valid_data = _batches(model, dataset, "valid", training.batch_size)
-    with lock(out), use_backend(training.backend):
+    with lock(out), use_backend(without_gpu(training.backend)):
         code = (type(model).__module__, *(built_from.modules() if built_from is not None else ()))
         own = {key: value for key, value in spec.items() if key != "training"}
         result = train(model, train_data, valid_data, training, seed, out, code, own)

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ctdb.errors import TrainingDivergedError
 from ctdb.provenance import fingerprint
-from ctdb.recurrent import choose, use_backend
+from ctdb.recurrent import Cell, choose, use_backend, without_gpu
+from ctdb.recurrent.backends import weights_of
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
 from ctdb.training.batches import Batches, SessionBatches
@@ -176,6 +177,9 @@ def _run_epochs(
         device = trainer.strategy.root_device
         choice = choose(device)
         print(f"recurrent loops run on backend {choice.name!r}: {choice.reason}")
+        without = [type(cell).__name__ for cell in module.modules() if isinstance(cell, Cell) and not weights_of(cell)]
+        if without and choice.name != "eager":
+            print(f"there is no kernel for {', '.join(dict.fromkeys(without))}, whose loops run eagerly")
         trainer.fit(
             _LightningModule(module, settings, seed),
             train_data.to(device),
@@ -196,7 +200,10 @@ def _identity(
 ) -> str:
     """Hash of everything that decides the outcome of a run."""
     digest = hashlib.sha256()
-    choices = [settings.model_dump(), json.dumps(spec, sort_keys=True)]
+    with use_backend(without_gpu(settings.backend)):
+        gpu = torch.cuda.is_available() and settings.backend != "cpu"
+        backend = choose(torch.device("cuda" if gpu else "cpu")).name  # what `auto` takes differs between machines
+    choices = [settings.model_dump(), backend, json.dumps(spec, sort_keys=True)]
     digest.update(repr([*choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
     for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
         for name, value in tensors.items():
@@ -292,6 +299,9 @@ class _LightningModule(pl.LightningModule):
 @contextlib.contextmanager
 def _old_objects_left_alone() -> Iterator[None]:
     """Spare Python's garbage collector the objects of all that is imported, which it would search every few steps."""
+    if gc.get_freeze_count():  # somebody else has done so
+        yield
+        return
     gc.collect()
     gc.freeze()
     try:
@@ -306,6 +316,8 @@ def _lightning_kept_to_itself() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     deterministic = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # deterministic=True would clear every new tensor
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -314,5 +326,6 @@ def _lightning_kept_to_itself() -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,6 +1,8 @@
 """The recurrent loops compiled for the processor: see `kernels.cpp`."""
 
+import collections
 import ctypes
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -143,21 +145,29 @@ class Workspace:
     """
 
     _free: list[Tensor] = []
+    _given_back: collections.deque[Tensor] = collections.deque()
+    _lock = threading.Lock()
 
     def __init__(self, n: int, dtype: torch.dtype):
         n_bytes = -(-n * dtype.itemsize // _PAGE) * _PAGE
-        at = next((i for i, one in enumerate(self._free) if len(one) == n_bytes), None)
-        self._bytes = _on_huge_pages(n_bytes) if at is None else self._free.pop(at)
+        with self._lock:
+            while self._given_back:
+                self._free.append(self._given_back.popleft())
+            most = 4 * max([n_bytes, *map(len, self._free)])
+            while sum(map(len, self._free)) > most:  # sizes that have gone out of use
+                del self._free[0]
+            at = next((i for i, one in enumerate(self._free) if len(one) == n_bytes), None)
+            found = None if at is None else self._free.pop(at)
+        self._bytes = _on_huge_pages(n_bytes) if found is None else found
         self.tensor = self._bytes.view(dtype)
 
     def __del__(self):
-        if hasattr(self, "_bytes"):
-            self._free.append(self._bytes)
-            most = 4 * max(map(len, self._free))
-            while sum(map(len, self._free)) > most:  # sizes that have gone out of use
-                del self._free[0]
+        if hasattr(self, "_bytes"):  # at any moment, in any thread: only what cannot be interrupted
+            self._given_back.append(self._bytes)
 
     @classmethod
     def release(cls) -> None:
         """Give all free memory back to the system."""
-        cls._free.clear()
+        with cls._lock:
+            cls._free.clear()
+            cls._given_back.clear()

@@ -85,8 +85,9 @@ def _user_cache() -> Path:
 
 
 def _mine(folder: Path) -> bool:
-    """Whether nobody else could have put a library there."""
-    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+    """Whether nobody else can put a library there."""
+    status = folder.stat()
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 def _identity(compiler: str) -> str:
@@ -94,7 +95,10 @@ def _identity(compiler: str) -> str:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} does not run ({error})") from None
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    try:
+        digest = hashlib.sha256(SOURCE.read_bytes())
+    except OSError as error:
+        raise BuildError(f"{SOURCE} cannot be read ({error}); install ctdb again") from None
     for part in (compiler, version, *FLAGS, platform.system(), platform.machine(), _processor()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:20]
