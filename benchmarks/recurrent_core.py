@@ -451,11 +451,11 @@ def scaling_rows(rounds: int) -> list[str]:
 def _memory(shape: Shape, n_trials: int, side: str) -> float:
     """MiB by which the largest size of a fresh process grows over three steps."""
     code = (
-        "import resource, sys, torch; sys.argv = ['']; torch.set_num_threads(1)\n"
+        "import re, sys, torch; sys.argv = ['']; torch.set_num_threads(1)\n"
         "import recurrent_core as b\n"
         f"shape = b.Shape('', {shape.n_encod}, {shape.n_recon}, {shape.t_encod}, {shape.t_recon}, {shape.model!r})\n"
         f"pair = b.Pair(shape, {n_trials})\n"
-        "size = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "size = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
         f"step = pair.our_step('cpu') if {side!r} == 'ours' else pair.peer_step()\n"
         "before = size(); step(); step(); step(); print(size() - before)"
     )
