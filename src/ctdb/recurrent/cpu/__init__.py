@@ -164,10 +164,3 @@ class Workspace:
     def __del__(self):
         if hasattr(self, "_bytes"):  # at any moment, in any thread: only what cannot be interrupted
             self._given_back.append(self._bytes)
-
-    @classmethod
-    def release(cls) -> None:
-        """Give all free memory back to the system."""
-        with cls._lock:
-            cls._free.clear()
-            cls._given_back.clear()
