@@ -227,7 +227,7 @@ class _gradients_as_weights:  # noqa: N801
 
 
 def sgemm_limit() -> float:
-    """Floating-point operations per second of a large single-precision product, the best of torch and our kernels."""
+    """Floating-point operations per second of a large single-precision product."""
     a, b = (torch.randn(1024, 1024) for _ in range(2))
     out = torch.empty(1024, 1024)
     best = min(in_turn({"mm": lambda: torch.mm(a, b, out=out)}, 15)["mm"])
@@ -275,7 +275,7 @@ def equality_rows(names: list[str]) -> list[str]:
     rows = ["| shape | loss | worst gradient |", "|---|---|---|"]
     for name in names:
         loss, worst = Pair(SHAPES[name], 70).check_equal()
-        if not (loss < 1e-5 and worst < 2e-5):
+        if not (loss < 1e-5 and worst < 1e-5):
             raise SystemExit(f"{name}: loss differs by {loss:.1e}, a gradient by {worst:.1e}; nothing is timed")
         rows.append(f"| {name}, 70 trials | {loss:.0e} | {worst:.0e} |")
     return rows
