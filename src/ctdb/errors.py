@@ -16,6 +16,10 @@ class DatasetError(CtdbError):
     """A spike file lacks a key or holds values that cannot be spike counts."""
 
 
+class TaskError(CtdbError):
+    """Trials of a task cannot be drawn or run as the settings ask."""
+
+
 class MetricError(CtdbError):
     """A metric was asked for that these arrays cannot answer."""
 

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from ctdb.seeds import numpy_generator
-from ctdb.tasks.base import build, simulation_trials, training_trials
+from ctdb.tasks.base import Rollout, build, simulation_trials, training_trials
 
 
 def make_task(**settings):
     return build({"kind": "nbff", **settings})
+
+
+def draw(task, n_trials, rng, **drawn):
+    return task.generate(task.settings.simulate.model_copy(update={"n_trials": n_trials, **drawn}), rng)
 
 
 def looped_states_and_mask(pulses, blind_start=5, blind_after_change=4):
@@ -41,7 +45,7 @@ def looped_states_and_mask(pulses, blind_start=5, blind_after_change=4):
 @pytest.mark.parametrize("switch_prob", [0.01, 0.2])
 def test_states_targets_and_loss_mask_equal_a_plain_loop(n_bits, switch_prob):
     task = make_task(n_bits=n_bits, n_bins=200, switch_prob=switch_prob)
-    trials = task.generate(25, np.random.default_rng(n_bits))
+    trials = draw(task, 25, np.random.default_rng(n_bits))
     states, mask = looped_states_and_mask(trials.inputs_true)
     assert states.any()
     assert (mask[:, 5:] == 0).any()
@@ -52,14 +56,14 @@ def test_states_targets_and_loss_mask_equal_a_plain_loop(n_bits, switch_prob):
 @pytest.mark.parametrize(("blind_start", "blind_after_change"), [(0, 0), (0, 1), (8, 7), (3, 300)])
 def test_other_blind_windows_equal_a_plain_loop(blind_start, blind_after_change):
     task = make_task(n_bins=60, switch_prob=0.1, blind_start=blind_start, blind_after_change=blind_after_change)
-    trials = task.generate(20, np.random.default_rng(1))
+    trials = draw(task, 20, np.random.default_rng(1))
     _, mask = looped_states_and_mask(trials.inputs_true, blind_start, blind_after_change)
     np.testing.assert_array_equal(trials.loss_weight, mask)
 
 
 @pytest.mark.parametrize("switch_prob", [0.01, 0.1, 0.5])
 def test_pulses_of_either_sign_come_with_the_switch_probability(switch_prob):
-    pulses = make_task(switch_prob=switch_prob).generate(400, np.random.default_rng(2)).inputs_true
+    pulses = draw(make_task(switch_prob=switch_prob), 400, np.random.default_rng(2)).inputs_true
     assert set(np.unique(pulses)) <= {-1.0, 0.0, 1.0}
     late = pulses[:, 3:]
     for sign in (-1, 1):
@@ -69,7 +73,7 @@ def test_pulses_of_either_sign_come_with_the_switch_probability(switch_prob):
 
 
 def test_pulses_are_independent_across_bins_and_bits():
-    pulses = make_task(n_bits=2, switch_prob=0.3).generate(400, np.random.default_rng(3)).inputs_true[:, 3:]
+    pulses = draw(make_task(n_bits=2, switch_prob=0.3), 400, np.random.default_rng(3)).inputs_true[:, 3:]
     n = pulses[:, :, 0].size
     across_bits = np.corrcoef(pulses[:, :, 0].ravel(), pulses[:, :, 1].ravel())[0, 1]
     across_bins = np.corrcoef(pulses[:, 1:, 0].ravel(), pulses[:, :-1, 0].ravel())[0, 1]
@@ -78,13 +82,13 @@ def test_pulses_are_independent_across_bins_and_bits():
 
 
 def test_the_first_three_bins_have_no_pulse_and_the_fourth_can():
-    pulses = make_task(switch_prob=0.5).generate(50, np.random.default_rng(4)).inputs_true
+    pulses = draw(make_task(switch_prob=0.5), 50, np.random.default_rng(4)).inputs_true
     assert (pulses[:, :3] == 0).all()
     assert (pulses[:, 3:] != 0).all()
 
 
 def test_bit_flips_in_the_very_bin_of_its_pulse():
-    trials = make_task(switch_prob=0.3).generate(50, np.random.default_rng(5))
+    trials = draw(make_task(switch_prob=0.3), 50, np.random.default_rng(5))
     assert (trials.targets[trials.inputs_true == 1] == 1).all()
     assert (trials.targets[trials.inputs_true == -1] == 0).all()
     assert (trials.targets[:, :3] == 0).all()
@@ -92,7 +96,7 @@ def test_bit_flips_in_the_very_bin_of_its_pulse():
 
 def test_loss_mask_edges():
     task = make_task(n_bits=1, n_bins=300, switch_prob=0.01)
-    trials = task.generate(300, np.random.default_rng(6))
+    trials = draw(task, 300, np.random.default_rng(6))
     state, weight, pulse = (a[:, :, 0] for a in (trials.targets, trials.loss_weight, trials.inputs_true))
     assert (weight[:, :5] == 0).all()
     lonely = redundant = 0
@@ -113,7 +117,7 @@ def test_loss_mask_edges():
 
 
 def test_input_noise_has_the_asked_deviation_and_is_drawn_once_per_trial():
-    trials = make_task(input_noise=0.15).generate(300, np.random.default_rng(7))
+    trials = draw(make_task(input_noise=0.15), 300, np.random.default_rng(7))
     noise = (trials.inputs - trials.inputs_true).astype(np.float64)
     assert abs(noise.mean()) < 5 * 0.15 / math.sqrt(noise.size)
     assert abs(noise.std() - 0.15) < 5 * 0.15 / math.sqrt(2 * noise.size)
@@ -123,12 +127,12 @@ def test_input_noise_has_the_asked_deviation_and_is_drawn_once_per_trial():
 
 
 def test_no_noise_leaves_the_pulses():
-    trials = make_task(input_noise=0.0, n_bins=50).generate(10, np.random.default_rng(8))
+    trials = draw(make_task(input_noise=0.0, n_bins=50), 10, np.random.default_rng(8))
     np.testing.assert_array_equal(trials.inputs, trials.inputs_true)
 
 
 def test_all_arrays_are_single_precision_and_of_one_shape():
-    trials = make_task(n_bits=2, n_bins=40).generate(7, np.random.default_rng(9))
+    trials = draw(make_task(n_bits=2, n_bins=40), 7, np.random.default_rng(9))
     for array in trials.arrays().values():
         assert array.shape == (7, 40, 2)
         assert array.dtype == np.float32
@@ -148,7 +152,7 @@ def test_same_seed_same_trials_other_seed_others():
 def test_train_and_valid_trials_are_disjoint_and_together_are_all():
     task = make_task(n_bins=30, train={"n_trials": 50, "seed": 3}, valid_fraction=0.2)
     splits = training_trials(task)
-    everything = task.generate(50, numpy_generator("task trials", 3))
+    everything = draw(task, 50, numpy_generator("task trials", 3))
     assert {name: len(split.inputs) for name, split in splits.items()} == {"train": 40, "valid": 10}
     found = {split: {trial.tobytes() for trial in trials.inputs} for split, trials in splits.items()}
     assert not found["train"] & found["valid"]
@@ -168,14 +172,54 @@ def test_simulation_trials_are_new_and_reproducible():
     assert not trained & {trial.tobytes() for trial in simulated.inputs}
 
 
-@pytest.mark.parametrize("convert", [lambda array: array, torch.from_numpy], ids=["numpy", "torch"])
-def test_loss_is_the_mean_over_all_entries_of_the_masked_squared_error(convert):
+def run_of(outputs, trials):
+    outputs = torch.as_tensor(outputs)
+    return Rollout(None, outputs, torch.from_numpy(trials.inputs).to(outputs))
+
+
+def test_loss_is_the_mean_over_all_entries_of_the_masked_squared_error():
     task = make_task(n_bits=2, n_bins=20, switch_prob=0.2)
-    trials = task.generate(4, np.random.default_rng(10))
+    trials = draw(task, 4, np.random.default_rng(10))
     outputs = np.random.default_rng(11).normal(size=trials.targets.shape)
     total = 0.0
     for index in np.ndindex(outputs.shape):
         total += trials.loss_weight[index] * (outputs[index] - trials.targets[index]) ** 2
-    loss = task.loss(convert(outputs), convert(trials.targets), convert(trials.loss_weight))
+    loss = task.loss(run_of(outputs, trials), trials.tensors())
     assert float(loss) == pytest.approx(total / outputs.size, rel=1e-12)
     assert 0 < trials.loss_weight.mean() < 1  # masked entries dilute the mean, so it matters what it is taken over
+
+
+def test_success_is_the_share_of_counted_outputs_on_the_right_side():
+    task = make_task(n_bits=2, n_bins=30, switch_prob=0.2)
+    trials = draw(task, 5, np.random.default_rng(12))
+    outputs = np.random.default_rng(13).normal(0.5, 1, trials.targets.shape)
+    expected = []
+    for trial in range(5):
+        right = counted = 0
+        for index in np.ndindex(30, 2):
+            if trials.loss_weight[trial][index]:
+                counted += 1
+                right += (outputs[trial][index] > 0.5) == (trials.targets[trial][index] == 1)
+        expected.append(right / counted)
+    success = task.success(run_of(outputs, trials), trials.tensors())
+    np.testing.assert_allclose(success, expected, rtol=1e-12)
+    perfect = task.success(run_of(trials.targets, trials), trials.tensors())
+    assert (perfect == 1).all()
+
+
+def test_a_step_stimulus_is_added_to_one_input_for_half_of_the_trial_and_changes_no_target():
+    task = make_task(n_bins=40, switch_prob=0.1, input_noise=0.1)
+    plain = draw(task, 300, np.random.default_rng(14))
+    stepped = draw(task, 300, np.random.default_rng(14), step_stimulus=True)
+    for added in (stepped.inputs - plain.inputs, stepped.inputs_true - plain.inputs_true):
+        assert not added[:, :10].any()
+        assert not added[:, 30:].any()
+        sizes = added[:, 10:30]
+        np.testing.assert_allclose(sizes, np.broadcast_to(sizes[:, :1], sizes.shape), atol=1e-6)
+        bits = sizes[:, 0] > 0.4
+        assert (bits.sum(1) == 1).all()
+        assert (np.abs(bits.mean(0) - 1 / 3) < 5 * math.sqrt(2 / 9 / 300)).all()
+        size = sizes[:, 0].sum(1)
+        assert 0.5 - 1e-5 <= size.min() < 0.55 < 1.45 < size.max() <= 1.5 + 1e-5
+    np.testing.assert_array_equal(stepped.targets, plain.targets)
+    np.testing.assert_array_equal(stepped.loss_weight, plain.loss_weight)

@@ -13,7 +13,7 @@ with job(snakemake.log[0], snakemake.threads):
     record_activity(
         Path(snakemake.input.spec).parent,
         build(snakemake.params.task),
-        TaskTrials(**trials),
+        TaskTrials.of(trials),
         int(snakemake.wildcards.seed),
         snakemake.output[0],
     )

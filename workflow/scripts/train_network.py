@@ -11,8 +11,8 @@ with job(snakemake.log[0], snakemake.threads):
 
     arrays, _ = read_hdf5(snakemake.input[0])
     trials = {
-        split: TaskTrials(
-            **{key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
+        split: TaskTrials.of(
+            {key.removeprefix(f"{split}_"): value for key, value in arrays.items() if key.startswith(f"{split}_")}
         )
         for split in ("train", "valid")
     }

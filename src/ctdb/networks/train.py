@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ctdb.errors import TrainingDivergedError
+from ctdb.errors import TaskError, TrainingDivergedError
 from ctdb.files import lock, write_hdf5
 from ctdb.networks.base import Network, build, load
+from ctdb.networks.rollout import rollout
 from ctdb.recurrent import Noise, use_backend, without_gpu
 from ctdb.seeds import derive
-from ctdb.tasks.base import Task, TaskTrials
+from ctdb.tasks.base import Rollout, Task, TaskTrials
 from ctdb.training import Batches, discard_checkpoint, train
 
 TRIALS_PER_PASS = 250
@@ -25,12 +27,29 @@ class _OnTask(nn.Module):
 
     def __init__(self, network: Network, task: Task):
         super().__init__()
-        self.network, self.task = network, task
+        self.network, self.task, self.body, self.epoch = network, task, task.body(), 0
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None) -> Tensor:
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def loss_and_terms(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         noise = Noise.of(batch, generator) if self.training else None
-        _, outputs = self.network.run(batch["inputs"], noise, states=False)
-        return self.task.loss(outputs, batch["targets"], batch["loss_weight"])
+        weight = self.network.settings.latent_l2
+        run = rollout(self.network, batch, self.body, noise, states=weight > 0)
+        loss = self.task.loss(run, batch, self.epoch if self.training else None)
+        if weight:
+            states = run.states * valid_bins(batch, run.states.shape[1])[..., None]
+            loss = loss + weight * states.flatten(1).norm(dim=1).mean()
+        terms = {} if self.training else {"success": self.task.success(run, batch).mean()}
+        return loss, terms
+
+
+def valid_bins(trials: Mapping[str, Tensor], n_bins: int) -> Bool[Tensor, "trials bins"]:
+    """Which bins are no padding."""
+    last = trials.get("n_bins", torch.full((len(trials["inputs"]),), n_bins, device=trials["inputs"].device))
+    return torch.arange(n_bins, device=last.device) < last[:, None]
 
 
 def train_network(
@@ -55,13 +74,16 @@ def train_network(
     ------
     TrainingDivergedError
         If the loss becomes NaN or infinite. The weights of the best epoch before that are in ``out/diverged``.
+    TaskError
+        If the task's body does not survive the trials, whatever the network does.
     """
     out = Path(out)
     network = build(spec, len(task.input_names), len(task.output_names), seed)
+    _check_body(network, task, trials)
     training = network.settings.training
     batches = {
         name: Batches(
-            {key: torch.from_numpy(split.arrays()[key]) for key in ("inputs", "targets", "loss_weight")},
+            split.tensors(),
             training.batch_size,
             shuffle_seed=derive("network batches", seed) if name == "train" else None,
         )
@@ -82,6 +104,27 @@ def train_network(
     return network
 
 
+def _check_body(network: Network, task: Task, trials: Mapping[str, TaskTrials]) -> None:
+    """Raise TaskError where forces tear the body, which a training would take for a diverged network."""
+    if (body := task.body()) is None:
+        return
+    with torch.no_grad(), use_backend("eager"):
+        for name, split in trials.items():
+            _check_finite(rollout(network, split.tensors(), body, states=False), split, name)
+
+
+def _check_finite(run: Rollout, trials: TaskTrials, name: str) -> None:
+    bad = (~run.behavior.isfinite()).any(2).nonzero()
+    if len(bad):
+        trial, at = bad[0].tolist()
+        force = trials.extra.get("force")
+        pushed = "" if force is None else f" under a force of up to {np.abs(force[trial]).max():.3g} N"
+        raise TaskError(
+            f"the body's state became NaN or infinite in bin {at} of {name} trial {trial}{pushed}; "
+            "lower bump_newtons, or take a smaller bin_s"
+        )
+
+
 def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed: int, out: Path | str) -> None:
     """Run a trained network, with its noise, over the simulation trials and write what happened.
 
@@ -96,26 +139,50 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     seed
         Seed of the network's noise.
     out
-        HDF5 file: `states`, `outputs` and the trials' own arrays, all (trials, bins, channels), and the attributes
-        `loss` and `baseline_loss` (of always answering each output's mean) on these trials.
+        HDF5 file: `states`, `outputs`, `success` of each trial and the trials' own arrays, (trials, bins, channels) or
+        (trials,); the `inputs` are what the network saw in that very bin, and `behavior` what its body did. Attributes:
+        names of channels and conditions, `loss`, mean `success`, and, where the outputs are the answer,
+        `baseline_loss` and `baseline_success` of always answering each output's mean.
+
+    Raises
+    ------
+    TaskError
+        If the network's body broke.
     """
-    network = load(directory, torch.float32)
+    network, body = load(directory, torch.float32), task.body()
     generator = torch.Generator().manual_seed(derive("network activity", seed))
-    states, outputs = [], []
-    inputs = torch.from_numpy(trials.inputs)
+    tensors, parts = trials.tensors(), []
     with torch.no_grad(), use_backend(without_gpu(network.settings.training.backend)):
-        for part in torch.arange(len(inputs)).split(TRIALS_PER_PASS):
-            state, output = network.run(inputs[part], Noise(generator, part))
-            states.append(state.numpy())
-            outputs.append(output.numpy())
-    outputs = np.concatenate(outputs)
-    mean = trials.targets.mean((0, 1), keepdims=True)
-    facts = {
-        "bin_s": task.settings.bin_s,
-        "input_names": task.input_names,
-        "output_names": task.output_names,
-        "loss": float(task.loss(outputs.astype(np.float64), trials.targets, trials.loss_weight)),
-        "baseline_loss": float(task.loss(mean.astype(np.float64), trials.targets, trials.loss_weight)),
-    }
-    write_hdf5(out, {"states": np.concatenate(states), "outputs": outputs, **trials.arrays()}, facts)
-    print(f"task loss {facts['loss']:.3g}, {facts['loss'] / facts['baseline_loss']:.1%} of always answering the mean")
+        for part in torch.arange(len(trials.inputs)).split(TRIALS_PER_PASS):
+            chosen = {name: value[part] for name, value in tensors.items()}
+            parts.append(rollout(network, chosen, body, Noise(generator, part)))
+    run = Rollout(*[None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)])
+    if body is not None:
+        _check_finite(run, trials, "simulation")
+    inside = valid_bins(tensors, run.outputs.shape[1])[..., None]
+    recorded = {"states": run.states, "outputs": run.outputs, "inputs": run.inputs, "behavior": run.behavior}
+    arrays = {name: torch.where(inside, value, 0).numpy() for name, value in recorded.items() if value is not None}
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
+    precise = Rollout(*[None if value is None else value.double() for value in run])
+    success, facts = (
+        task.success(precise, exact),
+        {
+            "bin_s": task.settings.bin_s,
+            "input_names": task.input_names,
+            "output_names": task.output_names,
+            "true_input_names": task.true_input_names,
+            "target_names": task.target_names,
+            "behavior_names": task.behavior_names,
+            "condition_names": task.conditions,
+            "loss": float(task.loss(precise, exact)),
+        },
+    )
+    facts["success"] = float(success.mean())
+    print(f"task loss {facts['loss']:.3g}, success {facts['success']:.1%}")
+    if (chance := task.chance(exact)) is not None:
+        facts["baseline_loss"] = float(task.loss(chance, exact))
+        facts["baseline_success"] = float(task.success(chance, exact).mean())
+        share = facts["loss"] / facts["baseline_loss"]
+        print(f"always answering the mean: loss {facts['baseline_loss']:.3g}, success {facts['baseline_success']:.1%}")
+        print(f"the network's loss is {share:.1%} of that")
+    write_hdf5(out, {**trials.arrays(), **arrays, "success": success.float().numpy()}, facts)

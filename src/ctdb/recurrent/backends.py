@@ -91,6 +91,15 @@ def choose(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
     return Choice("cpu", f"kernels compiled for this processor, {8 * cpu.query('vector_bytes')}-bit vectors")
 
 
+def compiler(device: torch.device) -> Choice:
+    """Compiler for steps that are no recurrent loop of ours, such as a body's; an empty name where they run plainly."""
+    wanted = _wanted.get()
+    if wanted in ("eager", "torch"):
+        return Choice("", f"backend {wanted!r} compiles nothing")
+    why = triton_kernels.why_not() if device.type == "cuda" else cpu.why_not()
+    return Choice("", why) if why else Choice("inductor", "compiled on first use, which takes about a minute")
+
+
 def scan(
     cell: Callable[[Tensor, Tensor], Tensor],
     state: Float[Tensor, "trials states"],
@@ -143,7 +152,7 @@ def noisy_scan(
     cell: Callable[[Tensor, Tensor], Tensor],
     state: Float[Tensor, "trials states"],
     inputs: Float[Tensor, "trials bins inputs"],
-    readout: Linear,
+    readout: Callable[[Tensor], Tensor],
     noise: StateNoise | None,
     states: bool = True,
 ) -> tuple[Float[Tensor, "trials bins states"] | None, Float[Tensor, "trials bins outputs"]]:
@@ -154,7 +163,7 @@ def noisy_scan(
     cell, state, inputs
         As for :func:`scan`.
     readout
-        Linear map from states to outputs.
+        Map from states to outputs; the kernels know linear ones.
     noise
         What is added to the states; nothing where not given.
     states
@@ -165,7 +174,7 @@ def noisy_scan(
 
 
 def _scan(cell: Any, state: Tensor, inputs: Tensor, reverse: bool = False, states: bool = True, **more: Any) -> Any:
-    weights = weights_of(cell)
+    weights = weights_of(cell) if isinstance(more.get("readout"), Linear | None) else None
     kernels = _kernels_for(state) if weights is not None and len(state) else None
     if kernels is None:
         if reverse and (more.get("noise") or more.get("readout")):

@@ -60,7 +60,7 @@ def scan(
     inputs: Float[Tensor, "trials bins inputs"],
     valid: Bool[Tensor, "trials bins"] | None = None,
     noise: StateNoise | None = None,
-    readout: Linear | None = None,
+    readout: Callable[[Tensor], Tensor] | None = None,
 ) -> Scanned:
     """``clean_t = cell(input_t, state_{t-1})``, ``state_t = clean_t + noise_t``, ``output_t = readout(clean_t)``.
 

@@ -3,21 +3,32 @@
 Sussillo & Barak (2013), Opening the black box; settings as in the computation-through-dynamics benchmark (3 bits).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from ctdb.settings import Count, NonNegative
 from ctdb.tasks import TASKS
-from ctdb.tasks.base import Task, TaskSettings, TaskTrials
+from ctdb.tasks.base import Rollout, Task, TaskSettings, TaskTrials, TrialSettings
 
 PULSE_FREE_BINS = 3
 """Bins at the start of a trial in which no pulse comes."""
 
 
+class NBitFlipFlopTrialSettings(TrialSettings):
+    """How trials of task `nbff` are drawn; `step_stimulus` adds a step that the task does not know (see there)."""
+
+    step_stimulus: bool = False
+
+
 class NBitFlipFlopSettings(TaskSettings):
     """Settings of task `nbff`."""
 
+    train: NBitFlipFlopTrialSettings = NBitFlipFlopTrialSettings(seed=0)
+    simulate: NBitFlipFlopTrialSettings = NBitFlipFlopTrialSettings(seed=100)
     n_bits: Count = 3
     n_bins: int = Field(500, ge=6)
     switch_prob: float = Field(0.01, gt=0, le=0.5)
@@ -43,6 +54,10 @@ class NBitFlipFlop(Task):
     The loss is blind to the first `blind_start` bins and, per bit, to the `blind_after_change` bins that follow a
     change of target. As in the reference implementation, the bin of the change itself does count, and a pulse that
     changes nothing hides nothing.
+
+    With `step_stimulus`, a step of size U(0.5, 1.5) is added to one random input of each trial from a quarter to three
+    quarters of it; what the network should answer stays the same. A trial's success is the share of outputs that the
+    loss counts and that are on the right side of 1/2.
     """
 
     Settings = NBitFlipFlopSettings
@@ -53,9 +68,9 @@ class NBitFlipFlop(Task):
         self.input_names = [f"pulse {bit + 1}" for bit in range(settings.n_bits)]
         self.output_names = [f"bit {bit + 1}" for bit in range(settings.n_bits)]
 
-    def generate(self, n_trials: int, rng: np.random.Generator) -> TaskTrials:
-        """Draw trials: pulses first, then input noise."""
-        settings = self.settings
+    def generate(self, drawn: NBitFlipFlopTrialSettings, rng: np.random.Generator) -> TaskTrials:
+        """Draw trials: pulses first, then input noise, then steps."""
+        settings, n_trials = self.settings, drawn.n_trials
         shape = (n_trials, settings.n_bins, settings.n_bits)
         draw = rng.random(shape, dtype=np.float32)
         pulses = (draw < settings.switch_prob).astype(np.int8)
@@ -66,12 +81,24 @@ class NBitFlipFlop(Task):
         noise = rng.standard_normal(shape, dtype=np.float32)
         noise *= np.float32(settings.input_noise)
         noise += pulses
+        inputs_true = pulses.astype(np.float32)
+        if drawn.step_stimulus:
+            bit, size = rng.integers(0, settings.n_bits, n_trials), rng.uniform(0.5, 1.5, n_trials)
+            during = slice(settings.n_bins // 4, 3 * settings.n_bins // 4)
+            for shown in (inputs_true, noise):
+                shown[np.arange(n_trials), during, bit] += size[:, None]
         return TaskTrials(
             inputs=noise,
-            inputs_true=pulses.astype(np.float32),
+            inputs_true=inputs_true,
             targets=state.astype(np.float32),
             loss_weight=weight.astype(np.float32),
         )
+
+    def success(self, run: Rollout, trials: Mapping[str, Tensor]) -> Float[Tensor, " trials"]:
+        """Share of the outputs that count and are on the right side of 1/2."""
+        counts = trials["loss_weight"] > 0
+        right = ((run.outputs > 0.5) == (trials["targets"] > 0.5)) & counts
+        return right.sum((1, 2)) / counts.sum((1, 2)).to(run.outputs.dtype)
 
     def blind(self, state: Bool[np.ndarray, "trials bins bits"]) -> Bool[np.ndarray, "trials bins bits"]:
         """Entries that the loss does not count."""

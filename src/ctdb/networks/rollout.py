@@ -1,0 +1,106 @@
+"""Run a network on trials of a task: its inputs given, or closed through a body that it moves and senses.
+
+In a closed loop one bin of network and body is one pure function of their joint state. Where there is a compiler it is
+compiled once and called for every bin: the many small operations of a body cost more to launch than to compute.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctdb.networks.base import Network
+from ctdb.recurrent import Noise
+from ctdb.recurrent.backends import compiler
+from ctdb.tasks.base import Body, Rollout
+
+
+def rollout(
+    network: Network,
+    trials: Mapping[str, Tensor],
+    body: Body | None = None,
+    noise: Noise | None = None,
+    states: bool = True,
+    start: Tensor | None = None,
+) -> Rollout:
+    """Run `network` on `trials`.
+
+    Parameters
+    ----------
+    network
+        The network.
+    trials
+        Tensors of the trials; `inputs` (trials, bins, channels) are the task's own.
+    body
+        What the network moves and senses; none in an open loop.
+    noise
+        Source of all noise, the body's included; None for none.
+    states
+        Whether the network's states are wanted.
+    start
+        Network state before the first bin, (trials, states), in place of its own.
+
+    Returns
+    -------
+    States, outputs, inputs as the network saw them and, in a closed loop, what the body did in each bin.
+    """
+    inputs = trials["inputs"].to(network.initial_state.dtype)
+    if body is None:
+        hidden, outputs = network.run(inputs, noise, states, start)
+        return Rollout(hidden, outputs, inputs)
+    n_trials, n_bins, _ = inputs.shape
+    hidden = network.start(n_trials, noise, start)
+    kicks = network.state_noise(noise)
+    kicks = torch.zeros(()) if kicks is None else kicks.tensor(n_bins, hidden.shape[1], hidden)
+    joint, met = body.begin(trials, noise)
+    # Unbound once: indexing inside the loop would make autograd fill a whole array of zeros for every bin.
+    bins = [dict(zip(met, parts, strict=True)) for parts in zip(*[value.unbind(1) for value in met.values()])]
+    step, rows = _step(network, body, inputs.device), []
+    for t, (own, now) in enumerate(zip(inputs.unbind(1), bins, strict=True)):
+        hidden, joint, *row = step(hidden, joint, own, kicks[:, t] if kicks.ndim else kicks.to(hidden), now)
+        rows.append((hidden, *row))
+    made = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
+    return Rollout(*made)
+
+
+def closed_loop_step(
+    network: Network, body: Body, hidden: Tensor, joint: dict[str, Tensor], own: Tensor, kick: Tensor, now: Any
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """One bin of network and body.
+
+    Parameters
+    ----------
+    network, body
+        What moves and what is moved.
+    hidden, joint
+        State of the network (trials, states) and of the body.
+    own
+        The task's own inputs (trials, channels), which follow what is sensed of the body.
+    kick
+        Noise that the network's state gets after its output is read.
+    now
+        What meets the body in this bin.
+
+    Returns
+    -------
+    State of the network and of the body after the bin; outputs, inputs and behaviour of the bin.
+    """
+    seen = torch.cat([body.observe(joint), own], 1)
+    clean = network.cell(seen, hidden)
+    output = network.readout(clean)
+    joint = body.step(joint, output, now)
+    return clean + kick, joint, output, seen, body.behavior(joint)
+
+
+def _step(network: Network, body: Body, device: torch.device) -> Callable[..., Any]:
+    """The step, compiled where it can be."""
+    if not compiler(device).name:
+        return functools.partial(closed_loop_step, network, body)
+    if "_compiled_step" not in network.__dict__:
+        # Not an attribute that torch would take for a part of the network.
+        network.__dict__["_compiled_step"] = torch.compile(
+            functools.partial(closed_loop_step, network, body), dynamic=True, fullgraph=True
+        )
+    return network.__dict__["_compiled_step"]
