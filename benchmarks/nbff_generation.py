@@ -74,12 +74,11 @@ def measure(n_trials: int, n_bins: int, n_bits: int, n_rounds: int) -> dict[str,
     """Seconds of each side in each round."""
     settings = {"n_bits": n_bits, "n_bins": n_bins, "switch_prob": SWITCH_PROB, "input_noise": INPUT_NOISE}
     task = build({"kind": "nbff", **settings})
-    check_equal(task.generate(task.settings.simulate.model_copy(update={"n_trials": 100}), np.random.default_rng(0)))
+    drawn = task.settings.simulate
+    check_equal(task.generate(drawn.model_copy(update={"n_trials": 100}), np.random.default_rng(0)))
     sides = {
         "loop": lambda: draw_in_a_loop(n_trials, n_bins, n_bits, np.random.default_rng(1)),
-        "ctdb": lambda: task.generate(
-            task.settings.simulate.model_copy(update={"n_trials": n_trials}), np.random.default_rng(1)
-        ),
+        "ctdb": lambda: task.generate(drawn.model_copy(update={"n_trials": n_trials}), np.random.default_rng(1)),
     }
     return in_turn(sides, n_rounds)
 

@@ -16,6 +16,7 @@ Repairs
 - Every draw is seeded; CtDB's Poisson counts came from NumPy's unseeded global state.
 - Trials are split three ways, so that what selects a model is not what reports on it.
 - Units without variance cannot be standardised; they get no neuron.
+- Trials keep their own lengths: nothing of the padding enters a mean, and it holds no spikes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +24,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 
 from ctdb.datasets import SPLITS, SpikeDataset, Split
 from ctdb.datasets.kind import DATASETS, DatasetKind, DatasetSettings, Source
-from ctdb.errors import DatasetError
+from ctdb.errors import DatasetError, nearest
 from ctdb.files import read_hdf5
 from ctdb.seeds import numpy_generator
-from ctdb.settings import Count, Positive, Seed
+from ctdb.settings import Count, NonNegative, Positive, Seed
 
 SIGMOID_MAXIMUM = 2.0
 HIGHEST_RATE = 1e6
@@ -39,7 +40,12 @@ HIGHEST_RATE = 1e6
 
 
 class SimulationSettings(DatasetSettings):
-    """Settings of a dataset of kind `simulated`."""
+    """Settings of a dataset of kind `simulated`.
+
+    With `mean_rate_hz`, each neuron gets the bias that makes its mean rate that, times a factor of its own whose
+    logarithm is N(0, mean_rate_spread^2), with mean 1 over neurons. `skip_bins` leaves out the first bins of each
+    trial. `behavior` names the channels of the network's body to take, all where not given.
+    """
 
     kind: Literal["simulated"]
     network: str
@@ -49,6 +55,10 @@ class SimulationSettings(DatasetSettings):
     rate_scale: Positive = 2.0
     rectification: Literal["exp", "sigmoid", "softplus"] = "exp"
     dispersion: Positive = 1.0
+    mean_rate_hz: Positive | None = None
+    mean_rate_spread: NonNegative = 0.0
+    skip_bins: int = Field(0, ge=0)
+    behavior: list[str] | None = None
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.1, gt=0, lt=1)
     compatibility: Literal["none", "ctd"] = "none"
@@ -58,6 +68,8 @@ class SimulationSettings(DatasetSettings):
     def _some_trials_left(self) -> "SimulationSettings":
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("valid_fraction and test_fraction must leave trials for train: their sum must be below 1")
+        if self.mean_rate_spread and self.mean_rate_hz is None:
+            raise ValueError("mean_rate_spread spreads the neurons about mean_rate_hz, which is not set; set it")
         return self
 
 
@@ -95,14 +107,26 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     Raises
     ------
     DatasetError
-        If no unit varies, a rate is beyond reason, or a split would be empty.
+        If no unit varies, a rate is beyond reason, a split or a trial would be empty, or a channel is unknown.
     """
     recorded, facts = read_hdf5(activity)
+    recorded = {
+        name: value[:, settings.skip_bins :] if name in PER_BIN and value.size else value
+        for name, value in recorded.items()
+    }
     states = recorded["states"].astype(np.float64)
+    n_trials, n_bins, _ = states.shape
+    lengths = recorded.get("n_bins")
+    lengths = np.full(n_trials, n_bins) if lengths is None else lengths - settings.skip_bins
+    if n_bins == 0 or lengths.min() < 1:
+        raise DatasetError(f"skip_bins {settings.skip_bins} leaves no bin of the shortest trial; lower it")
+    valid = np.arange(n_bins) < lengths[:, None]
     n_neurons = settings.n_heldin + settings.n_heldout
-    units = embedding(states, n_neurons, settings.seed)
-    drive = standardise(states, settings.compatibility)[:, :, units] / settings.rate_scale
-    truth = rectify(drive, settings.rectification)
+    units = embedding(states[valid], n_neurons, settings.seed)
+    drive = standardise(states, settings.compatibility, valid)[:, :, units] / settings.rate_scale
+    if settings.mean_rate_hz is not None:
+        drive += biases(drive[valid], settings, float(facts["bin_s"]))
+    truth = rectify(drive, settings.rectification) * valid[..., None]
     if not truth.max() <= HIGHEST_RATE:
         raise DatasetError(
             f"rates reach {truth.max():.3g} spikes per bin, beyond {HIGHEST_RATE:g}; raise `rate_scale`, now "
@@ -110,28 +134,81 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
         )
     draw = ctd_counts if settings.compatibility == "ctd" else counts
     spikes = draw(truth, settings.dispersion, numpy_generator("spike counts", settings.seed)).astype(np.float32)
+    behavior, behavior_names = _behavior(recorded, facts, settings)
     whole = Split(
         encod_data=spikes[:, :, : settings.n_heldin],
         recon_data=spikes,
         ext_input=recorded["inputs"],
+        behavior=behavior,
         truth=truth.astype(np.float32),
         latents=recorded["states"],
         inputs_true=recorded["inputs_true"],
+        n_bins=lengths if "n_bins" in recorded else None,
         condition=recorded.get("condition"),
         trial=np.arange(len(spikes)),
     )
+    names = {
+        "neurons": [f"unit {unit}" for unit in units],
+        "inputs": [str(name) for name in facts["input_names"]],
+        "inputs_true": [str(name) for name in facts.get("true_input_names", [])],
+        "behavior": behavior_names,
+        "condition": [str(name) for name in facts.get("condition_names", [])],
+    }
     return SpikeDataset(
         splits=_split(whole, settings),
         bin_s=float(facts["bin_s"]),
-        names={
-            "neurons": [f"unit {unit}" for unit in units],
-            "inputs": [str(name) for name in facts["input_names"]],
-        },
+        names={field: own for field, own in names.items() if own},
         provenance=settings.model_dump(),
     )
 
 
-def embedding(states: Float[np.ndarray, "trials bins units"], n_neurons: int, seed: int) -> Int[np.ndarray, " neurons"]:
+PER_BIN = ("states", "inputs", "inputs_true", "behavior")
+"""Arrays of an activity that become part of a dataset and have bins."""
+
+
+def _behavior(
+    recorded: Mapping[str, np.ndarray], facts: Mapping[str, Any], settings: SimulationSettings
+) -> tuple[np.ndarray | None, list[str]]:
+    """Channels of the network's body that the settings want, and their names."""
+    there = [str(name) for name in facts.get("behavior_names", [])]
+    wanted = there if settings.behavior is None else settings.behavior
+    for name in wanted:
+        if name not in there:
+            raise DatasetError(f"behavior: the network's body has no channel {name!r}; {nearest(name, there)}")
+    if not wanted:
+        return None, []
+    return recorded["behavior"][:, :, [there.index(name) for name in wanted]], list(wanted)
+
+
+def biases(
+    drive: Float[np.ndarray, "samples neurons"], settings: SimulationSettings, bin_s: float
+) -> Float[np.ndarray, " neurons"]:
+    """What to add to each neuron's drive for the mean rate that the settings ask for.
+
+    Raises
+    ------
+    DatasetError
+        If a rate is beyond what the rectification can give.
+    """
+    spread = settings.mean_rate_spread * numpy_generator("mean rates", settings.seed).standard_normal(drive.shape[1])
+    factor = np.exp(spread) / np.exp(spread).mean()
+    wanted = settings.mean_rate_hz * bin_s * factor
+    if settings.rectification == "exp":
+        return np.log(wanted) - np.log(np.exp(drive).mean(0))
+    if settings.rectification == "sigmoid" and wanted.max() >= SIGMOID_MAXIMUM:
+        raise DatasetError(
+            f"mean_rate_hz asks for {wanted.max():.3g} spikes per bin, but a sigmoid ends at {SIGMOID_MAXIMUM:g}; "
+            "lower it, or take rectification exp"
+        )
+    low, high = np.full(drive.shape[1], -60.0) - drive.max(0), wanted + 60.0 - drive.min(0)
+    for _ in range(80):  # bisection: the mean rises with the bias
+        middle = (low + high) / 2
+        above = rectify(drive[None] + middle, settings.rectification)[0].mean(0) > wanted
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return (low + high) / 2
+
+
+def embedding(states: Float[np.ndarray, "*samples units"], n_neurons: int, seed: int) -> Int[np.ndarray, " neurons"]:
     """Unit that each neuron reads: as many random permutations of the varying units as it takes, one after another.
 
     Raises
@@ -139,7 +216,7 @@ def embedding(states: Float[np.ndarray, "trials bins units"], n_neurons: int, se
     DatasetError
         If no unit varies.
     """
-    deviation = states.std((0, 1))
+    deviation = states.reshape(-1, states.shape[-1]).std(0)
     varying = np.flatnonzero(deviation > 1e-6 * max(deviation.max(), np.finfo(float).tiny))
     if len(varying) == 0:
         raise DatasetError("the network's states never vary, so no spikes can carry them; train it longer or reseed it")
@@ -148,11 +225,16 @@ def embedding(states: Float[np.ndarray, "trials bins units"], n_neurons: int, se
     return np.concatenate([rng.permutation(varying) for _ in range(n_permutations)])[:n_neurons]
 
 
-def standardise(states: Float[np.ndarray, "trials bins units"], compatibility: str) -> Float[np.ndarray, "..."]:
-    """Zero mean and unit deviation over trials and bins: per unit, or over all units together (`ctd`)."""
-    axes = (0, 1, 2) if compatibility == "ctd" else (0, 1)
-    deviation = states.std(axes, keepdims=True)
-    return (states - states.mean(axes, keepdims=True)) / np.where(deviation > 0, deviation, 1)
+def standardise(
+    states: Float[np.ndarray, "trials bins units"],
+    compatibility: str,
+    valid: Bool[np.ndarray, "trials bins"] | None = None,
+) -> Float[np.ndarray, "trials bins units"]:
+    """Zero mean and unit deviation over trials and valid bins: per unit, or over all units together (`ctd`)."""
+    samples = states.reshape(-1, states.shape[2]) if valid is None else states[valid]
+    axes = (0, 1) if compatibility == "ctd" else (0,)
+    deviation = samples.std(axes, keepdims=True)
+    return (states - samples.mean(axes, keepdims=True)) / np.where(deviation > 0, deviation, 1)
 
 
 def rectify(drive: Float[np.ndarray, "trials bins neurons"], kind: str) -> Float[np.ndarray, "trials bins neurons"]:

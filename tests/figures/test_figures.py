@@ -106,17 +106,47 @@ def test_a_fit_that_diverged_is_named_so(simulated, tmp_path):
     assert set(table["source"]) == {"true states", "good (diverged)"}
 
 
-def test_task_performance_tabulates_inputs_targets_and_outputs(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(size=(3, 10, 2)) for name in ("inputs", "targets", "outputs", "states")}
-    facts = {"bin_s": 0.01, "input_names": ["a", "b"], "output_names": ["x", "y"], "loss": 0.1, "baseline_loss": 1.0}
-    write_hdf5(tmp_path / "activity.h5", arrays, facts)
-    files = {("activity", "gru", 0): tmp_path / "activity.h5"}
+def write_activity(path, rng, **more):
+    shape = (6, 10, 2)
+    arrays = {name: rng.normal(size=shape) for name in ("inputs", "targets", "outputs", "states")}
+    arrays |= {"loss_weight": np.ones(shape), "success": np.array([1.0, 0.5, 0.0, 1.0, 1.0, 0.0])}
+    facts = {"bin_s": 0.01, "target_names": ["x", "y"], "condition_names": [], "success": 3.5 / 6, "loss": 0.1}
+    arrays |= {name: value for name, value in more.items() if isinstance(value, np.ndarray)}
+    facts |= {name: value for name, value in more.items() if not isinstance(value, np.ndarray)}
+    write_hdf5(path, arrays, facts)
+    return arrays, {("activity", "gru", 0): path}
+
+
+def test_task_performance_tabulates_targets_answers_and_success(tmp_path):
+    arrays, files = write_activity(tmp_path / "activity.h5", np.random.default_rng(0), baseline_loss=1.0)
     table = draw("task_performance", files, tmp_path / "figure", network="gru", n_trials=2)
-    assert len(table) == 2 * 2 * 10
-    shown = table[(table["trial"] == 2) & (table["channel"] == "y")]
-    for name in ("inputs", "targets", "outputs"):
-        np.testing.assert_allclose(shown[name], arrays[name][1, :, 1], rtol=1e-5)
+    traces = table[table["trial"].notna()]
+    assert len(traces) == 2 * 2 * 10
+    shown = traces[(traces["trial"] == 1) & (traces["channel"] == "y")]
+    np.testing.assert_allclose(shown["target"], arrays["targets"][1, :, 1], rtol=1e-5)
+    np.testing.assert_allclose(shown["answer"], arrays["outputs"][1, :, 1], rtol=1e-5)
+    success = table[table["condition"].notna()]
+    assert success[["condition", "success", "n_trials"]].values.tolist() == [["all", pytest.approx(3.5 / 6), 6]]
+
+
+def test_task_performance_shows_one_trial_of_each_condition_without_its_padding(tmp_path):
+    condition, n_bins = np.array([0, 0, 2, 2, 1, 1]), np.array([10, 9, 4, 10, 7, 10])
+    behavior = np.random.default_rng(1).normal(size=(6, 10, 4))
+    _, files = write_activity(
+        tmp_path / "activity.h5",
+        np.random.default_rng(0),
+        condition=condition,
+        n_bins=n_bins,
+        behavior=behavior,
+        condition_names=["a", "b", "c"],
+    )
+    table = draw("task_performance", files, tmp_path / "figure", network="gru", n_trials=3)
+    traces = table[table["trial"].notna()]
+    assert traces.groupby("trial").size().to_dict() == {0: 20, 4: 14, 2: 8}
+    shown = traces[(traces["trial"] == 2) & (traces["channel"] == "x")]
+    np.testing.assert_allclose(shown["answer"], behavior[2, :4, 0], rtol=1e-5)
+    by_condition = table[table["condition"].notna()].set_index("condition")
+    assert by_condition["success"].to_dict() == pytest.approx({"all": 3.5 / 6, "a": 0.75, "b": 0.5, "c": 0.5})
 
 
 def scores_file(path, rows):

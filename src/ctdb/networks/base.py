@@ -21,7 +21,7 @@ FORMAT = "ctdb-network-1"
 class NetworkSettings(Settings):
     """Settings that every network has.
 
-    `initial_state` is the state before the first bin: `learned` from 0, kept at 0 (`zero`), or drawn once from the seed,
+    `initial_state` is the state before the first bin: `learned` from 0, kept at 0 (`zero`), or drawn from the seed,
     uniform between plus and minus `initial_state_range`, and kept (`uniform`). `latent_l2` weighs the mean over trials
     of the norm of all of a trial's states, which the training adds to the task's loss.
     """

@@ -56,7 +56,7 @@ def rollout(
     kicks = torch.zeros(()) if kicks is None else kicks.tensor(n_bins, hidden.shape[1], hidden)
     joint, met = body.begin(trials, noise)
     # Unbound once: indexing inside the loop would make autograd fill a whole array of zeros for every bin.
-    bins = [dict(zip(met, parts, strict=True)) for parts in zip(*[value.unbind(1) for value in met.values()])]
+    bins = [dict(zip(met, now, strict=True)) for now in zip(*[part.unbind(1) for part in met.values()], strict=True)]
     step, rows = _step(network, body, inputs.device), []
     for t, (own, now) in enumerate(zip(inputs.unbind(1), bins, strict=True)):
         hidden, joint, *row = step(hidden, joint, own, kicks[:, t] if kicks.ndim else kicks.to(hidden), now)
