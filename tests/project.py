@@ -83,9 +83,14 @@ class Project:
         own = ["--configfile", "config.yaml"] if "--configfile" not in arguments else []
         return [sys.executable, "-m", "snakemake", "--cores", "2", "--keep-going", *arguments, *own]
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+    def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     def start(self) -> subprocess.Popen:

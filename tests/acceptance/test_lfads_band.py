@@ -94,7 +94,7 @@ def flip_flop(tmp_path_factory):
     """The 3-bit flip-flop at quick size: its pulses are the inputs that a model must infer."""
     project = lay_out(tmp_path_factory.mktemp("nbff") / "project")
     shutil.copytree(REPOSITORY / "config", project.folder / "config")
-    done = project.run("--configfile", "config/quick.yaml", "results/quick/datasets/nbff.h5")
+    done = project.run("results/quick/datasets/nbff.h5", "--configfile", "config/quick.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return read(project.folder / "results/quick/datasets/nbff.h5")
 

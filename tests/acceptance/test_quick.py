@@ -20,8 +20,8 @@ def demo(tmp_path_factory):
     project = lay_out(tmp_path_factory.mktemp("demo") / "project")
     shutil.copytree(REPOSITORY / "config", project.folder / "config")
     data = os.environ.get("CTDB_DATA", REPOSITORY.parent / "shared/data")
-    project.environment["CTDB_DATA"] = str(Path(data).resolve())
-    done = project.run("--configfile", "config/quick.yaml")
+    project.environment |= {"CTDB_DATA": str(Path(data).resolve()), "CTDB_CHECKPOINT_SECONDS": "60"}
+    done = project.run("--configfile", "config/quick.yaml", timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     return project.folder / "results/quick"
 

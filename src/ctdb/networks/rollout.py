@@ -4,8 +4,9 @@ In a closed loop one bin of network and body is one pure function of their joint
 compiled once and called for every bin: the many small operations of a body cost more to launch than to compute.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,23 +47,59 @@ def rollout(
     -------
     States, outputs, inputs as the network saw them and, in a closed loop, what the body did in each bin.
     """
-    inputs = trials["inputs"].to(network.initial_state.dtype)
     if body is None:
+        inputs = trials["inputs"].to(network.initial_state.dtype)
         hidden, outputs = network.run(inputs, noise, states, start)
         return Rollout(hidden, outputs, inputs)
+    made = _closed_loop(network, trials, body, noise, start, compiler(network.initial_state.device).name != "")
+    return made if states else made._replace(states=None)
+
+
+def _closed_loop(
+    network: Network,
+    trials: Mapping[str, Tensor],
+    body: Body,
+    noise: Noise | None,
+    start: Tensor | None,
+    compiled: bool,
+) -> Rollout:
+    if compiled and not torch.is_grad_enabled():
+        # As in training, for which the step is compiled: compiling it again would cost more than the gradients do.
+        with torch.inference_mode(False), torch.enable_grad(), _deterministic():
+            own = {name: value.clone() for name, value in trials.items()}
+            made = _closed_loop(network, own, body, noise, start, compiled)
+        return Rollout(*[value.detach() for value in made])
+    inputs = trials["inputs"].to(network.initial_state.dtype)
     n_trials, n_bins, _ = inputs.shape
     hidden = network.start(n_trials, noise, start)
     kicks = network.state_noise(noise)
-    kicks = torch.zeros(()) if kicks is None else kicks.tensor(n_bins, hidden.shape[1], hidden)
+    kicks = (
+        hidden.new_zeros(n_trials, n_bins, hidden.shape[1])
+        if kicks is None
+        else kicks.tensor(n_bins, hidden.shape[1], hidden)
+    )
     joint, met = body.begin(trials, noise)
+    plain = functools.partial(closed_loop_step, network, body)
+    step, rows = _compiled(network, body) if compiled else plain, []
     # Unbound once: indexing inside the loop would make autograd fill a whole array of zeros for every bin.
     bins = [dict(zip(met, now, strict=True)) for now in zip(*[part.unbind(1) for part in met.values()], strict=True)]
-    step, rows = _step(network, body, inputs.device), []
-    for t, (own, now) in enumerate(zip(inputs.unbind(1), bins, strict=True)):
-        hidden, joint, *row = step(hidden, joint, own, kicks[:, t] if kicks.ndim else kicks.to(hidden), now)
+    for own, kick, now in zip(inputs.unbind(1), kicks.unbind(1), bins, strict=True):
+        # The body's first states have no gradient, for which the step would be compiled once more.
+        in_play = all(value.requires_grad for value in joint.values())
+        hidden, joint, *row = (step if in_play else plain)(hidden, joint, own, kick, now)
         rows.append((hidden, *row))
-    made = [torch.stack(column, 1) for column in zip(*rows, strict=True)]
-    return Rollout(*made)
+    return Rollout(*[torch.stack(column, 1) for column in zip(*rows, strict=True)])
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Torch's global state as in training, on which compiled code depends."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def closed_loop_step(
@@ -94,13 +131,9 @@ def closed_loop_step(
     return clean + kick, joint, output, seen, body.behavior(joint)
 
 
-def _step(network: Network, body: Body, device: torch.device) -> Callable[..., Any]:
-    """The step, compiled where it can be."""
-    if not compiler(device).name:
-        return functools.partial(closed_loop_step, network, body)
+def _compiled(network: Network, body: Body) -> Callable[..., Any]:
+    """The step, compiled for any number of trials, and kept with the network."""
     if "_compiled_step" not in network.__dict__:
-        # Not an attribute that torch would take for a part of the network.
-        network.__dict__["_compiled_step"] = torch.compile(
-            functools.partial(closed_loop_step, network, body), dynamic=True, fullgraph=True
-        )
+        step = torch.compile(functools.partial(closed_loop_step, network, body), dynamic=True, fullgraph=True)
+        network.__dict__["_compiled_step"] = step  # no attribute that torch would take for a part of the network
     return network.__dict__["_compiled_step"]

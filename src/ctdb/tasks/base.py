@@ -168,6 +168,10 @@ class Task(ABC):
     def __init__(self, settings: TaskSettings):
         self.settings = settings
 
+    @classmethod
+    def check_available(cls) -> None:
+        """Raise ConfigError, with the install command, where the task needs what is not installed."""
+
     @property
     def true_input_names(self) -> list[str]:
         """Channels of `inputs_true`."""

@@ -5,8 +5,9 @@ is built. Settings as in the computation-through-dynamics benchmark (CtDB).
 """
 
 import functools
+import importlib.util
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from ctdb.errors import ConfigError
 from ctdb.recurrent import Noise
-from ctdb.settings import Count, NonNegative, Positive
+from ctdb.settings import Count, NonNegative, Positive, Seed
 from ctdb.tasks import TASKS
 from ctdb.tasks.base import Body, Rollout, Task, TaskSettings, TaskTrials, TrialSettings
 
 GO_LEVEL = 0.15
 """Value of the go input from the go cue on."""
+REST = 5.0
+"""Output at which a muscle is driven by a half; an untrained network, of outputs near 0, leaves the arm at rest."""
 DEGREES = {"shoulder": (30.0, 105.0), "elbow": (30.0, 125.0)}
 """Range of the joint angles that starts and goals are drawn from."""
 CONDITIONS = ["reach", "reach, bumped", "catch", "catch, bumped"]
@@ -79,10 +82,15 @@ class RandomTargetTrialSettings(TrialSettings):
         return self
 
 
-def _simulation() -> RandomTargetTrialSettings:
-    return RandomTargetTrialSettings(
-        seed=100, n_bins=155, catch_fraction=0.0, target_on=[30, 31], go=[70, 71], bump_anywhere=[0, 67]
-    )
+class RandomTargetSimulationSettings(RandomTargetTrialSettings):
+    """As for training, with the defaults of the simulation: targets and cues at one time each, no catch trials."""
+
+    seed: Seed = 100
+    n_bins: Count = 155
+    catch_fraction: float = Field(0.0, ge=0, le=1)
+    target_on: BinRange = [30, 31]
+    go: BinRange | None = [70, 71]
+    bump_anywhere: BinRange | None = [0, 67]
 
 
 class RandomTargetSettings(TaskSettings):
@@ -94,7 +102,7 @@ class RandomTargetSettings(TaskSettings):
     """
 
     train: RandomTargetTrialSettings = RandomTargetTrialSettings(seed=0)
-    simulate: RandomTargetTrialSettings = Field(default_factory=_simulation)
+    simulate: RandomTargetSimulationSettings = RandomTargetSimulationSettings()
     input_noise: NonNegative = 0.04
     vision_noise: NonNegative = 0.005
     proprioception_noise: NonNegative = 0.005
@@ -105,17 +113,6 @@ class RandomTargetSettings(TaskSettings):
     action_weight: NonNegative = 1.0
     horizon_epochs: int = Field(200, ge=0)
     success_m: Positive = 0.03
-
-
-def _motornet() -> Any:
-    try:
-        import motornet
-    except ImportError as error:
-        raise ConfigError(
-            "task random_target moves the arm of MotorNet, which is not installed (it is under the GPL, so ctdb does "
-            "not require it); install it with: pip install 'ctdb[motor]'"
-        ) from error
-    return motornet
 
 
 class Arm(Body):
@@ -134,7 +131,8 @@ class Arm(Body):
 
     def __init__(self, settings: RandomTargetSettings):
         super().__init__()
-        motornet = _motornet()
+        import motornet
+
         self.settings = settings
         muscle = motornet.muscle.MujocoHillMuscle()
         # The same clip with numbers for bounds: torch 2.13 cannot compile a clamp between a tensor and a number.
@@ -208,8 +206,8 @@ class Arm(Body):
 
 
 def activation(output: Tensor) -> Tensor:
-    """Muscle drive, between 0 and 1, that a network's output stands for."""
-    return output.sigmoid()
+    """Muscle drive, between 0 and 1, that a network's output stands for: nearly none for an output of 0."""
+    return (output - REST).sigmoid()
 
 
 @TASKS.register("random_target")
@@ -219,7 +217,7 @@ class RandomTarget(Task):
     Start and goal are drawn uniformly in joint angles. The target's place is shown from its onset until the go cue; the
     go input is 0.15 from the cue on. In catch trials no cue comes and the hand must stay. In bumped trials a force
     pushes the hand. The network senses the hand and the muscles, late and with noise, and then the task's inputs, and
-    its outputs drive the muscles (through a logistic function). A trial is a success if it ends within `success_m` of
+    its outputs drive the muscles, through a logistic function of the output minus 5. A trial is a success if it ends within `success_m` of
     where the hand should be.
 
     Repairs of CtDB: delays and noises are kept, but goals are never drawn from wrapped angles, a catch trial shows its
@@ -232,6 +230,7 @@ class RandomTarget(Task):
 
     def __init__(self, settings: RandomTargetSettings):
         super().__init__(settings)
+        self.check_available()
         self.arm = Arm(settings)
         muscles = self.arm.muscles
         self.own_inputs = ["target x", "target y", "go"]
@@ -246,6 +245,19 @@ class RandomTarget(Task):
             *("x", "y", "x velocity", "y velocity", "shoulder angle", "elbow angle"),
             *(f"activation of {name}" for name in muscles),
         ]
+
+    @classmethod
+    def check_available(cls) -> None:
+        """Raise ConfigError where MotorNet is not installed."""
+        try:
+            found = importlib.util.find_spec("motornet")
+        except ValueError:  # it is barred in sys.modules
+            found = None
+        if found is None:
+            raise ConfigError(
+                "task random_target moves the arm of MotorNet, which is not installed (it is under the GPL, so ctdb "
+                "does not require it); install it with: pip install 'ctdb[motor]'"
+            )
 
     @property
     def true_input_names(self) -> list[str]:
