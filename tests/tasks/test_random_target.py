@@ -219,7 +219,9 @@ def test_the_arm_moves_and_senses_as_motornet_s_own_environment():
     limits = 0
     for t in range(300):
         torch.testing.assert_close(arm.observe(state), seen[:, 2:], rtol=1e-4, atol=1e-4)  # theirs shows a goal first
-        state = arm.step(state, 5 + torch.logit(drives[:, t], eps=1e-7), {name: value[:, t] for name, value in met.items()})
+        state = arm.step(
+            state, 5 + torch.logit(drives[:, t], eps=1e-7), {name: value[:, t] for name, value in met.items()}
+        )
         seen, *_ = world.step(drives[:, t], deterministic=True, endpoint_load=force[:, t])
         for name in ("joint", "muscle", "geometry"):
             torch.testing.assert_close(state[name], world.states[name], rtol=1e-3, atol=1e-3)
