@@ -135,10 +135,8 @@ class _Checker:
             self._distinct(section, getattr(layout, section))
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         for name, task in tasks.items():
-            try:
-                TASKS[task["kind"]].check_available()
-            except ConfigError as error:
-                self.problems.append(f"tasks.{name}: {error}")
+            if (missing := TASKS[task["kind"]].missing()) is not None:
+                self.problems.append(f"tasks.{name}: {missing}")
         network_tasks = {name: dict(entry).pop("task", None) for name, entry in layout.networks.items()}
         own = {name: {k: v for k, v in entry.items() if k != "task"} for name, entry in layout.networks.items()}
         networks = self._kinds("networks", own, NETWORKS)

@@ -1,8 +1,5 @@
 """Open and closed loops: what is recorded is what the network saw and did in that very bin."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -78,7 +75,7 @@ def test_without_noise_nothing_is_random_and_a_start_can_be_given(loop):
     with torch.no_grad(), use_backend("eager"):
         one, two = (rollout(network, trials, task.body()) for _ in range(2))
         other = rollout(network, trials, task.body(), start=start)
-        states, outputs = network.run(one.inputs, start=start)
+        states, _ = network.run(one.inputs, start=start)
         torch.testing.assert_close(states[:, 0], network.step(start, one.inputs[:, 0]))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     torch.testing.assert_close(other.states[:, 0], states[:, 0])
@@ -99,10 +96,10 @@ def test_gradients_through_the_loop_are_those_of_finite_differences(loop):
         values = []
         for sign in (1, -1):
             with torch.no_grad():
-                weight[index] += sign * 0.05
+                weight[index] += sign * 0.02
                 values.append(loss().item())
-                weight[index] -= sign * 0.05
-        assert weight.grad[index].item() == pytest.approx((values[0] - values[1]) / 0.1, rel=0.03, abs=2e-6)
+                weight[index] -= sign * 0.02
+        assert weight.grad[index].item() == pytest.approx((values[0] - values[1]) / 0.04, rel=0.02, abs=2e-6)
     assert network.cell.weight_hh.grad.abs().max() > 0
 
 
@@ -167,39 +164,3 @@ def test_the_latent_penalty_is_the_mean_norm_of_the_trials_states(tmp_path):
             norms = [float((states[k, : kept[k]] ** 2).sum().sqrt()) for k in range(4)]
             gap = penalised.loss_and_terms(given, None)[0] - plain.loss_and_terms(given, None)[0]
             assert gap.item() == pytest.approx(0.5 * np.mean(norms), rel=1e-5)
-
-
-COMPILED = """
-import torch
-from ctdb.networks.base import build
-from ctdb.networks.rollout import rollout
-from ctdb.recurrent import Noise, use_backend
-from ctdb.tasks import base as tasks
-torch.set_num_threads(1)
-short = {short!r}
-task = tasks.build({{"kind": "random_target", "simulate": {{"seed": 1, "n_trials": 9, **short}}}})
-network = build({{"kind": "noisy_gru", "hidden_size": 8}}, 17, 6, seed=0)
-found = {{}}
-for n_trials in (9, 4):
-    trials = {{k: v[:n_trials] for k, v in tasks.simulation_trials(task).tensors().items()}}
-    for backend in ("eager", "cpu"):
-        network.zero_grad()
-        noise = Noise(torch.Generator().manual_seed(0), torch.arange(n_trials))
-        with use_backend(backend):
-            run = rollout(network, trials, task.body(), noise)
-        task.loss(run, trials).backward()
-        found[backend] = [*run, *(p.grad for p in network.parameters())]
-    for ours, theirs in zip(found["cpu"], found["eager"], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-assert "_compiled_step" in network.__dict__
-print("equal")
-"""
-
-
-def test_the_compiled_step_does_what_the_plain_one_does():
-    """In a process of its own: torch cannot compile what is wrapped in the tests' type checks."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED.format(short=SHORT)], capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.endswith("equal\n")

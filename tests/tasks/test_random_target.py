@@ -64,7 +64,7 @@ def test_every_bin_of_every_trial_follows_from_its_times(drawn):
 
 
 def test_times_are_uniform_in_their_ranges(drawn):
-    task, phase, trials = drawn
+    _, phase, trials = drawn
     go = trials.extra["go_bin"]
     shown = (trials.inputs_true[:, :, :2] != 0).any(2)
     target_on = shown.argmax(1)
@@ -114,7 +114,7 @@ def test_starts_and_goals_are_uniform_in_joint_angles(drawn):
 
 def test_bumps_have_the_asked_size_direction_duration_and_time(drawn):
     _, phase, trials = drawn
-    force, go = trials.extra["force"], trials.extra["go_bin"]
+    force = trials.extra["force"]
     bumped = force.any((1, 2))
     n_bins = force.shape[1]
     sizes, directions, onsets, lengths = [], [], [], []

@@ -169,8 +169,9 @@ class Task(ABC):
         self.settings = settings
 
     @classmethod
-    def check_available(cls) -> None:
-        """Raise ConfigError, with the install command, where the task needs what is not installed."""
+    def missing(cls) -> str | None:
+        """What the task needs and is not installed, and how to install it, in words; None where nothing is missing."""
+        return None
 
     @property
     def true_input_names(self) -> list[str]:

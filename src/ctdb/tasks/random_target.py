@@ -217,8 +217,8 @@ class RandomTarget(Task):
     Start and goal are drawn uniformly in joint angles. The target's place is shown from its onset until the go cue; the
     go input is 0.15 from the cue on. In catch trials no cue comes and the hand must stay. In bumped trials a force
     pushes the hand. The network senses the hand and the muscles, late and with noise, and then the task's inputs, and
-    its outputs drive the muscles, through a logistic function of the output minus 5. A trial is a success if it ends within `success_m` of
-    where the hand should be.
+    its outputs drive the muscles, through a logistic function of the output minus 5. A trial is a success if it ends
+    within `success_m` of where the hand should be.
 
     Repairs of CtDB: delays and noises are kept, but goals are never drawn from wrapped angles, a catch trial shows its
     target to the end, muscles carry MotorNet's names, and the loss of the first epochs is no mean of nothing.
@@ -230,7 +230,8 @@ class RandomTarget(Task):
 
     def __init__(self, settings: RandomTargetSettings):
         super().__init__(settings)
-        self.check_available()
+        if (missing := self.missing()) is not None:
+            raise ConfigError(missing)
         self.arm = Arm(settings)
         muscles = self.arm.muscles
         self.own_inputs = ["target x", "target y", "go"]
@@ -247,17 +248,18 @@ class RandomTarget(Task):
         ]
 
     @classmethod
-    def check_available(cls) -> None:
-        """Raise ConfigError where MotorNet is not installed."""
+    def missing(cls) -> str | None:
+        """MotorNet, where it is not installed."""
         try:
             found = importlib.util.find_spec("motornet")
         except ValueError:  # it is barred in sys.modules
             found = None
-        if found is None:
-            raise ConfigError(
-                "task random_target moves the arm of MotorNet, which is not installed (it is under the GPL, so ctdb "
-                "does not require it); install it with: pip install 'ctdb[motor]'"
-            )
+        if found is not None:
+            return None
+        return (
+            "task random_target moves the arm of MotorNet, which is not installed (it is under the GPL, so ctdb does "
+            "not require it); install it with: pip install 'ctdb[motor]'"
+        )
 
     @property
     def true_input_names(self) -> list[str]:
