@@ -60,17 +60,18 @@ SAME = {
 def test_running_without_noise_is_stepping_without_noise(kind, how):
     backend, dtype, same_state, same_output = how
     network = make_network(kind).to(dtype)
+    n_states = network.cell.n_states
     with torch.no_grad(), use_backend(backend):
-        network.initial_state.copy_(torch.linspace(-0.5, 0.5, HIDDEN))
+        network.initial_state.copy_(torch.linspace(-0.5, 0.5, n_states))
         inputs = draw_inputs().to(dtype)
         states, outputs = network.run(inputs)
-        state = network.initial_state.expand(5, HIDDEN)
+        state = network.initial_state.expand(5, n_states)
         for t in range(12):
             state = network.step(state, inputs[:, t])
             torch.testing.assert_close(states[:, t], state, **same_state)
             torch.testing.assert_close(outputs[:, t], network.readout(state), **same_output)
         weight, bias = network.output.weight, network.output.bias
-        torch.testing.assert_close(outputs, states @ weight.T + bias, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(outputs, network.firing_rates(states) @ weight.T + bias, rtol=1e-5, atol=1e-6)
         again, _ = network.run(inputs)
     assert torch.equal(states, again)
 

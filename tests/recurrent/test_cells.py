@@ -8,11 +8,15 @@ from torch import nn
 
 from ctdb.recurrent import (
     Bidirectional,
+    ChaoticRateCell,
     ClippedGRUCell,
+    EIRateCell,
     EulerMLPCell,
     FanInLinear,
     GRUCell,
+    LeakyRateCell,
     LinearCell,
+    OscillatorCell,
     TanhCell,
     UnitRowLinear,
     initialise,
@@ -27,7 +31,15 @@ CELLS = {
     "linear": lambda n_inputs: LinearCell(n_inputs, 5),
     "euler": lambda n_inputs: EulerMLPCell(n_inputs, 5, n_layers=2, width=7, gain=0.3),
     "clipped": lambda n_inputs: ClippedGRUCell(n_inputs, 5, clip=CLIP),
+    "leaky": lambda n_inputs: LeakyRateCell(n_inputs, 5, 0.3, "softplus"),
+    "chaotic": lambda n_inputs: ChaoticRateCell(n_inputs, 5, gain=1.5, leak=0.2),
+    "ei": lambda n_inputs: EIRateCell(n_inputs, 5, n_excitatory=3, leak=0.4, spectral_radius=1.3),
+    "oscillator": lambda n_inputs: OscillatorCell(n_inputs, 3, time_step=0.2, stiffness=1.7, damping=0.6),
 }
+
+
+def n_states(kind):
+    return 6 if kind == "oscillator" else 5
 
 
 def make_cell(kind, n_inputs=3, seed=0):
@@ -69,6 +81,21 @@ def by_hand(kind, cell, u, h):
     if kind == "linear":
         through_input = u @ w["input.weight"].T if "input.weight" in w else 0
         return h @ w["recurrent.weight"].T + w["recurrent.bias"] + through_input
+    if kind == "leaky":
+        drive = u @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]
+        return 0.7 * h + 0.3 * np.log(1 + np.exp(drive))
+    if kind == "chaotic":
+        return 0.8 * h + 0.2 * (np.tanh(h) @ w["weight_hh"].T + u @ w["weight_ih"].T)
+    if kind == "ei":
+        acting = np.abs(w["weight_hh"]) * np.array([1, 1, 1, -1, -1])
+        np.fill_diagonal(acting, 0)
+        return 0.6 * h + 0.4 * (np.maximum(h, 0) @ acting.T + u @ w["weight_ih"].T + w["bias"])
+    if kind == "oscillator":
+        y, z, recurrent = h[:, :3], h[:, 3:], w["weight_hh"]
+        force = np.tanh(y @ recurrent[:, :3].T + z @ recurrent[:, 3:].T + u @ w["weight_ih"].T + w["bias"])
+        z = (z + 0.2 * force - 0.2 * 1.7 * y) / (1 + 0.2 * 0.6)
+        return np.concatenate([y + 0.2 * z, z], axis=1)
+    assert kind == "euler"
     x = np.concatenate([h, u], axis=1)
     for layer in (0, 2):
         x = np.maximum(x @ w[f"field.{layer}.weight"].T + w[f"field.{layer}.bias"], 0)
@@ -79,7 +106,7 @@ def by_hand(kind, cell, u, h):
 @pytest.mark.parametrize("kind", CELLS)
 def test_cell_follows_its_equation(kind, n_inputs):
     cell = make_cell(kind, n_inputs)
-    u, h = draw(6, n_inputs), draw(6, 5, seed=2)
+    u, h = draw(6, n_inputs), draw(6, n_states(kind), seed=2)
     np.testing.assert_allclose(
         cell(u, h).detach().numpy(), by_hand(kind, cell, u.numpy(), h.numpy()), rtol=1e-12, atol=1e-13
     )
@@ -133,7 +160,7 @@ def test_gradients_equal_finite_differences(kind, n_inputs):
     cell = make_cell(kind, n_inputs)
     names = list(cell.state_dict())
     weights = [cell.state_dict()[name].clone().requires_grad_() for name in names]
-    u, h = draw(2, n_inputs).requires_grad_(), draw(2, 5, seed=2).requires_grad_()
+    u, h = draw(2, n_inputs).requires_grad_(), draw(2, n_states(kind), seed=2).requires_grad_()
 
     def step(u, h, *weights):
         return torch.func.functional_call(cell, dict(zip(names, weights, strict=True)), (u, h))
@@ -144,9 +171,9 @@ def test_gradients_equal_finite_differences(kind, n_inputs):
 @pytest.mark.parametrize("kind", CELLS)
 def test_scan_equals_stepping_by_hand(kind):
     cell = make_cell(kind)
-    inputs, state = draw(4, 9, 3), draw(4, 5, seed=2)
+    inputs, state = draw(4, 9, 3), draw(4, n_states(kind), seed=2)
     states = scan(cell, state, inputs)
-    assert states.shape == (4, 9, 5)
+    assert states.shape == (4, 9, n_states(kind))
     h = state.numpy()
     for t in range(9):
         h = by_hand(kind, cell, inputs[:, t].numpy(), h)
@@ -156,7 +183,7 @@ def test_scan_equals_stepping_by_hand(kind):
 @pytest.mark.parametrize("kind", CELLS)
 def test_scan_keeps_the_state_in_bins_that_are_not_valid(kind):
     cell = make_cell(kind)
-    inputs, state = draw(4, 9, 3), draw(4, 5, seed=2)
+    inputs, state = draw(4, 9, 3), draw(4, n_states(kind), seed=2)
     valid = torch.rand(4, 9, generator=torch.Generator().manual_seed(3)) < 0.6
     assert not valid[:, 0].all()  # so that some trial keeps the state before the first bin
     states = scan(cell, state, inputs, valid).detach().numpy()
@@ -171,8 +198,8 @@ def test_scan_keeps_the_state_in_bins_that_are_not_valid(kind):
 @pytest.mark.parametrize("kind", CELLS)
 def test_scan_without_input_channels_runs_as_many_steps_as_there_are_bins(kind):
     cell = make_cell(kind, n_inputs=0)
-    states = scan(cell, draw(4, 5), torch.zeros(4, 6, 0, dtype=torch.float64))
-    assert states.shape == (4, 6, 5)
+    states = scan(cell, draw(4, n_states(kind)), torch.zeros(4, 6, 0, dtype=torch.float64))
+    assert states.shape == (4, 6, n_states(kind))
 
 
 @pytest.mark.parametrize("kind", ["gru", "clipped"])
