@@ -55,8 +55,9 @@ def test_trials_equal_a_plain_loop(drawn):
 
 
 def assert_uniform(values, low, high):
-    assert values.min() >= low
-    assert values.max() < high
+    nearly = 0.01 * (high - low)
+    assert low <= values.min() < low + nearly
+    assert high - nearly < values.max() < high
     assert scipy.stats.kstest(values, "uniform", (low, high - low)).pvalue > 1e-3
 
 
