@@ -1,5 +1,6 @@
 """Every kind of network: that it runs, trains, moves a body and comes back from disk; and what sets each kind apart."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -324,7 +325,7 @@ def test_stability_at_zero_follows_the_gain():
 
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_dale_s_law_holds_before_and_after_training(trained, when):
-    network = getattr(trained("ei_rate"), when).double()
+    network = copy.deepcopy(getattr(trained("ei_rate"), when)).double()
     at, n = torch.zeros(1, HIDDEN, dtype=torch.float64), round(0.8 * HIDDEN)
     assert network.settings.n_excitatory == network.cell.n_excitatory == n
     # What a unit does to the others, from the steps alone: move its current above 0 and look.
