@@ -18,6 +18,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+BinRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+"""Whole numbers from the first to one below the second."""
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class PlateauSettings(Settings):

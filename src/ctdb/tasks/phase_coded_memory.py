@@ -6,21 +6,16 @@ successor).
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
-from ctdb.settings import Count, NonNegative, Positive
+from ctdb.settings import BinRange, Count, NonNegative, Pair, Positive
 from ctdb.tasks import TASKS
 from ctdb.tasks.base import Rollout, Task, TaskSettings, TaskTrials, TrialSettings
-
-BinRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
-"""Whole numbers from the first to one below the second."""
-Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class PhaseCodedMemorySettings(TaskSettings):

@@ -7,7 +7,6 @@ is built. Settings as in the computation-through-dynamics benchmark (CtDB).
 import functools
 import importlib.util
 from collections.abc import Mapping
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ctdb.errors import ConfigError
 from ctdb.recurrent import Noise
-from ctdb.settings import Count, NonNegative, Positive, Seed
+from ctdb.settings import BinRange, Count, NonNegative, Pair, Positive, Seed
 from ctdb.tasks import TASKS
 from ctdb.tasks.base import Body, Rollout, Task, TaskSettings, TaskTrials, TrialSettings
 
@@ -28,10 +27,6 @@ REST = 5.0
 DEGREES = {"shoulder": (30.0, 105.0), "elbow": (30.0, 125.0)}
 """Range of the joint angles that starts and goals are drawn from."""
 CONDITIONS = ["reach", "reach, bumped", "catch", "catch, bumped"]
-
-BinRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
-"""Whole numbers from the first to one below the second."""
-Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class RandomTargetTrialSettings(TrialSettings):
