@@ -263,7 +263,7 @@ def test_a_plan_of_sessions_says_what_each_dataset_is_made_from_and_what_each_fi
         "wave": [["file", "wave.h5"]],
         "control": [["dataset", "hand"]],
     }
-    assert load(written())["datasets"]["spikes"]["sources"] == [["activity", "gru", 0]]
+    assert load(written())["datasets"]["spikes"]["sources"] == [["activity", "gru", 0, ""]]
     assert set(plan["datasets"]["first"]) == {"settings", "sources"}
     assert plan["datasets"]["first"]["settings"]["n_trials_per_condition"] == 50
     fits = {(fit["dataset"], fit["model"]): fit for fit in plan["fits"]}

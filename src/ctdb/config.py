@@ -144,7 +144,7 @@ class _Checker:
             self._known("task", task, layout.tasks, f"networks.{name}.task")
             if name in networks:
                 networks[name]["task"] = task
-        datasets = self._datasets(layout)
+        datasets = self._datasets(layout, networks, tasks)
         models = self._kinds("models", layout.models, MODELS)
         figures = self._kinds("figures", layout.figures, FIGURES)
         metrics = None if layout.scores.metrics == "applicable" else list(layout.scores.metrics)
@@ -155,7 +155,7 @@ class _Checker:
         self._heldout(datasets, metrics, fits)
         for name, settings in figures.items():
             needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
-            self._needs(name, needs, networks, datasets, fits)
+            self._needs(name, needs, networks, tasks, datasets, fits)
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics")
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
@@ -232,7 +232,7 @@ class _Checker:
                     checked[name] = settings.model_dump()
         return checked
 
-    def _datasets(self, layout: Layout) -> dict[str, Any]:
+    def _datasets(self, layout: Layout, networks: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
         """Datasets: their `settings`, their `sources`, and whether their absence is excused (`optional`)."""
         checked = {}
         for name, settings in self._kinds("datasets", layout.datasets, DATASETS).items():
@@ -242,7 +242,7 @@ class _Checker:
             for index, (what, *names) in enumerate(sources):
                 where = f"datasets.{name}"
                 if what == "activity":
-                    self._known("network", names[0], layout.networks, f"{where}.network")
+                    self._activity(names, networks, tasks, where)
                 elif what == "dataset":
                     key = "dataset" if "dataset" in settings else f"datasets[{index}]"
                     if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):
@@ -386,6 +386,7 @@ class _Checker:
         figure: str,
         needs: list[tuple],
         networks: Mapping[str, Any],
+        tasks: Mapping[str, Any],
         datasets: Mapping[str, Any],
         fits: list[dict[str, Any]],
     ) -> None:
@@ -393,7 +394,7 @@ class _Checker:
         for what, *names in needs:
             where = f"figures.{figure}"
             if what == "activity":
-                self._known("network", names[0], networks, f"{where}.network")
+                self._activity(names, networks, tasks, where)
             elif what == "dataset":
                 self._known("dataset", names[0], datasets, f"{where}.dataset")
             elif what == "fit":
@@ -407,6 +408,15 @@ class _Checker:
                     self.problems.append(
                         f"{where}.seed: {model!r} is fitted to {dataset!r} with seeds {sorted(seeds)} only"
                     )
+
+    def _activity(self, names: list[Any], networks: Mapping[str, Any], tasks: Mapping[str, Any], where: str) -> None:
+        """Refuse the activity of a network, or on a variant of its task, that is not there."""
+        network, _, variant = names
+        if self._known("network", network, networks, f"{where}.network") and variant:
+            task = networks[network]["task"]
+            self._known(
+                f"variant of task {task!r}", variant, tasks.get(task, {}).get("variants", {}), f"{where}.variant"
+            )
 
     def _known(self, what: str, name: Any, valid: Any, where: str) -> bool:
         if name in valid if isinstance(name, str) else False:

@@ -42,6 +42,7 @@ HIGHEST_RATE = 1e6
 class SimulationSettings(DatasetSettings):
     """Settings of a dataset of kind `simulated`.
 
+    `variant` names other trials of the task than its `simulate`, on which the network was run as well.
     With `mean_rate_hz`, each neuron gets the bias that makes its mean rate that, times a factor of its own whose
     logarithm is N(0, mean_rate_spread^2), with mean 1 over neurons. `skip_bins` leaves out the first bins of each
     trial. `behavior` names the channels of the network's body to take, all where not given.
@@ -50,6 +51,7 @@ class SimulationSettings(DatasetSettings):
     kind: Literal["simulated"]
     network: str
     network_seed: Seed = 0
+    variant: str = ""
     n_heldin: Count = 50
     n_heldout: int = Field(10, ge=0)
     rate_scale: Positive = 2.0
@@ -82,7 +84,7 @@ class Simulated(DatasetKind):
     @staticmethod
     def sources(settings: SimulationSettings) -> list[Source]:
         """The network's activity."""
-        return [("activity", settings.network, settings.network_seed)]
+        return [("activity", settings.network, settings.network_seed, settings.variant)]
 
     @staticmethod
     def prepare(settings: SimulationSettings, files: Sequence[Path | str]) -> SpikeDataset:

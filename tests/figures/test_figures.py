@@ -114,7 +114,7 @@ def write_activity(path, rng, **more):
     arrays |= {name: value for name, value in more.items() if isinstance(value, np.ndarray)}
     facts |= {name: value for name, value in more.items() if not isinstance(value, np.ndarray)}
     write_hdf5(path, arrays, facts)
-    return arrays, {("activity", "gru", 0): path}
+    return arrays, {("activity", "gru", 0, ""): path}
 
 
 def test_task_performance_tabulates_targets_answers_and_success(tmp_path):

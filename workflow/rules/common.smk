@@ -34,6 +34,7 @@ wildcard_constraints:
     model="[^/]+",
     figure="[^/]+",
     seed=r"\d+",
+    variant="(@[^/]+)?",
 
 
 def code(script, *modules):
@@ -41,10 +42,15 @@ def code(script, *modules):
     return ctdb_workflow.code(workflow.basedir, script, *modules)
 
 
-def task_settings(task, part):
-    """Settings of a task without those that draw the other part of its trials, `train` or `simulate`."""
-    other = {"train": {"simulate"}, "simulate": {"train", "valid_fraction"}}[part]
-    return {key: value for key, value in PLAN["tasks"][task].items() if key not in other}
+def task_settings(task, part, variant=""):
+    """Settings of a task without those that draw other trials of it than `train`, `simulate` or a variant of that."""
+    settings = dict(PLAN["tasks"][task])
+    variants = settings.pop("variants")
+    if part == "train":
+        del settings["simulate"]
+        return settings
+    del settings["train"], settings["valid_fraction"]
+    return settings | ({"simulate": variants[variant]} if variant else {})
 
 
 def task_of(network):
@@ -67,6 +73,11 @@ def network_code(script):
 
 def task_file(network, part):
     return f"{RESULTS}/task_data/{task_of(network)}/{part}.h5"
+
+
+def variant_of(wildcards):
+    """Variant of a task that a path names after an `@`; an empty name for its plain simulation trials."""
+    return wildcards.variant.removeprefix("@")
 
 
 def network_settings(wildcards):
@@ -98,7 +109,8 @@ def needed_file(what, *names):
     if what == "file":
         return str(data_path(names[0]))
     if what == "activity":
-        return network_file(*names, "activity.h5")
+        network, seed, variant = names
+        return network_file(network, seed, f"activity@{variant}.h5" if variant else "activity.h5")
     if what == "dataset":
         return f"{RESULTS}/datasets/{names[0]}.h5"
     if what == "fit":

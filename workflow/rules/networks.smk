@@ -17,13 +17,13 @@ rule training_trials:
 
 rule simulation_trials:
     output:
-        f"{RESULTS}/task_data/{{task}}/simulate.h5",
+        f"{RESULTS}/task_data/{{task}}/simulate{{variant}}.h5",
     log:
-        f"{RESULTS}/logs/task_data/{{task}}/simulate.log",
+        f"{RESULTS}/logs/task_data/{{task}}/simulate{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/task_data/{{task}}/simulate.tsv"
+        f"{RESULTS}/benchmarks/task_data/{{task}}/simulate{{variant}}.tsv"
     params:
-        settings=lambda wildcards: task_settings(wildcards.task, "simulate"),
+        settings=lambda wildcards: task_settings(wildcards.task, "simulate", variant_of(wildcards)),
         code=task_code("simulation_trials.py"),
     script:
         "../scripts/simulation_trials.py"
@@ -53,16 +53,16 @@ rule network_activity:
     input:
         weights=f"{RESULTS}/networks/{{network}}/seed{{seed}}/weights.safetensors",
         spec=f"{RESULTS}/networks/{{network}}/seed{{seed}}/spec.yaml",
-        trials=lambda wildcards: task_file(wildcards.network, "simulate"),
+        trials=lambda wildcards: task_file(wildcards.network, f"simulate{wildcards.variant}"),
     output:
-        f"{RESULTS}/networks/{{network}}/seed{{seed}}/activity.h5",
+        f"{RESULTS}/networks/{{network}}/seed{{seed}}/activity{{variant}}.h5",
     log:
-        f"{RESULTS}/logs/networks/{{network}}/seed{{seed}}/activity.log",
+        f"{RESULTS}/logs/networks/{{network}}/seed{{seed}}/activity{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/activity.tsv"
+        f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/activity{{variant}}.tsv"
     priority: 1
     params:
-        task=lambda wildcards: task_settings(task_of(wildcards.network), "simulate"),
+        task=lambda wildcards: task_settings(task_of(wildcards.network), "simulate", variant_of(wildcards)),
         code=network_code("network_activity.py"),
     script:
         "../scripts/network_activity.py"

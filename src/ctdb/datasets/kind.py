@@ -14,7 +14,7 @@ DATASETS = Registry("ctdb.datasets", also=["ctdb.simulation"])
 """Kinds of dataset by name."""
 
 Source = tuple[str | int, ...]
-"""``("file", path)``, ``("dataset", name)`` or ``("activity", network, seed)``."""
+"""``("file", path)``, ``("dataset", name)`` or ``("activity", network, seed, variant of its task or "")``."""
 
 
 class DatasetSettings(Settings):

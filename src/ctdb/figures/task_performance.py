@@ -16,10 +16,11 @@ from ctdb.settings import Count, Seed
 
 
 class TaskPerformanceSettings(FigureSettings):
-    """Settings of figure `task_performance`."""
+    """Settings of figure `task_performance`; `variant` names other trials than the simulation's own."""
 
     network: str
     seed: Seed = 0
+    variant: str = ""
     n_trials: Count = 2
 
 
@@ -37,7 +38,7 @@ class TaskPerformance(Figure):
     @staticmethod
     def needs(settings: TaskPerformanceSettings) -> list[Need]:
         """Activity of the network."""
-        return [("activity", settings.network, settings.seed)]
+        return [("activity", settings.network, settings.seed, settings.variant)]
 
     @staticmethod
     def draw(settings: TaskPerformanceSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:

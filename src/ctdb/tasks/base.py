@@ -24,13 +24,14 @@ class TrialSettings(Settings):
 
 
 class TaskSettings(Settings):
-    """Settings that every task has."""
+    """Settings that every task has; `variants` are other trials, by name, that its networks are run on as well."""
 
     kind: str
     bin_s: Positive = 0.01
     train: TrialSettings = TrialSettings(seed=0)
     valid_fraction: float = Field(0.2, gt=0, lt=1)
     simulate: TrialSettings = TrialSettings(seed=100)
+    variants: dict[str, TrialSettings] = {}
 
     @model_validator(mode="after")
     def _trials_on_both_sides(self) -> "TaskSettings":

@@ -29,6 +29,7 @@ class NBitFlipFlopSettings(TaskSettings):
 
     train: NBitFlipFlopTrialSettings = NBitFlipFlopTrialSettings(seed=0)
     simulate: NBitFlipFlopTrialSettings = NBitFlipFlopTrialSettings(seed=100)
+    variants: dict[str, NBitFlipFlopTrialSettings] = {}
     n_bits: Count = 3
     n_bins: int = Field(500, ge=6)
     switch_prob: float = Field(0.01, gt=0, le=0.5)

@@ -98,6 +98,7 @@ class RandomTargetSettings(TaskSettings):
 
     train: RandomTargetTrialSettings = RandomTargetTrialSettings(seed=0)
     simulate: RandomTargetSimulationSettings = RandomTargetSimulationSettings()
+    variants: dict[str, RandomTargetSimulationSettings] = {}
     input_noise: NonNegative = 0.04
     vision_noise: NonNegative = 0.005
     proprioception_noise: NonNegative = 0.005
