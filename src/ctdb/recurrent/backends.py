@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctdb.errors import ConfigError, nearest
 from ctdb.recurrent import cpu, eager, functions, triton_kernels
-from ctdb.recurrent.cells import ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell
+from ctdb.recurrent.cells import ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell, transformed
 from ctdb.recurrent.cpu.kernels import CPUKernels
 from ctdb.recurrent.eager import Generated, Kept, Linear
 from ctdb.recurrent.functions import CellWeights, ControlledCall, Kernels, PoissonCall, ScanCall
@@ -272,11 +272,6 @@ def weights_of(cell: Any) -> CellWeights | None:
             activation=cell.activation,
         )
     return None
-
-
-def transformed() -> bool:
-    """Whether the work is inside one of functorch's transforms, such as `vmap`."""
-    return torch._C._are_functorch_transforms_active()
 
 
 def _kernels_for(value: Tensor) -> Kernels | None:

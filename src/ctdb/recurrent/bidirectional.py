@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ctdb.recurrent.backends import scan_both_ways, transformed
-from ctdb.recurrent.cells import Cell
+from ctdb.recurrent.backends import scan_both_ways
+from ctdb.recurrent.cells import Cell, gru_cell, transformed
 from ctdb.recurrent.eager import Scanned
 
 
@@ -76,13 +76,9 @@ def gru_summary(
         return torch.cat([last[0], last[1]], 1)
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     ahead, back = (
-        functools.partial(_gru_cell, [getattr(gru, name + direction) for name in names])
+        functools.partial(gru_cell, **{name.removesuffix("_l0"): getattr(gru, name + direction) for name in names})
         for direction in ("", "_reverse")
     )
     valid = None if n_bins is None else torch.arange(inputs.shape[1], device=inputs.device) < n_bins[:, None]
     made = scan_both_ways((ahead, back), inputs.new_zeros(2, gru.hidden_size), inputs, valid, states=False)
     return torch.cat([one.last for one in made], 1)
-
-
-def _gru_cell(weights: list[Tensor], input: Tensor, state: Tensor) -> Tensor:
-    return torch.gru_cell(input, state, *weights)
