@@ -116,7 +116,7 @@ def train(
     History, best epoch, and where the loss diverged if it did (nothing is raised, so that the caller can write the
     best weights first).
     """
-    run = identity(module, train_data, valid_data, settings, seed, code, spec or {})
+    run = identity(module, train_data, valid_data, settings, seed, fingerprint(__file__, *code), spec or {})
     keeper = Keeper(out, settings, run)
     saved = matching_checkpoint(keeper.checkpoint, run, lambda saved: saved["callbacks"][Keeper.__qualname__])
     if saved is not None and saved["finished"]:
@@ -198,16 +198,16 @@ def identity(
     valid_data: Batches | SessionBatches,
     settings: TrainingSettings,
     seed: int,
-    code: Sequence[str],
+    code: str,
     spec: Mapping[str, Any],
 ) -> str:
-    """Hash of everything that decides the outcome of a run."""
+    """Hash of everything that decides the outcome of a run; `code` is the fingerprint of what it runs."""
     digest = hashlib.sha256()
     with use_backend(without_gpu(settings.backend)):
         gpu = torch.cuda.is_available() and settings.backend != "cpu"
         backend = choose(torch.device("cuda" if gpu else "cpu")).name  # what `auto` takes differs between machines
     choices = [settings.model_dump(), backend, json.dumps(spec, sort_keys=True)]
-    digest.update(repr([*choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
+    digest.update(repr([*choices, seed, train_data.shuffle_seed, code]).encode())
     for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
         for name, value in tensors.items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -55,7 +55,7 @@ BETAS = (0.9, 0.999)
 
 def fit_together(
     models: Sequence[Any],
-    dataset: SpikeDataset,
+    dataset: SpikeDataset | MultiSession,
     specs: Sequence[Mapping[str, Any]],
     outs: Sequence[Path | str],
     device: torch.device | str | None = None,
@@ -71,7 +71,7 @@ def fit_together(
     models
         K models of one kind, such as :func:`ctdb.models.build` makes.
     dataset
-        What to fit them to: one session.
+        What to fit them to: one session, several are refused.
     specs
         Settings of each model. They may differ in what the kind's `may_differ` names, and in
         :data:`TRAINING_MAY_DIFFER`.
@@ -239,12 +239,13 @@ class _Trials:
 def _data(
     models: Sequence[Any], dataset: SpikeDataset, runs: Sequence[Run], device: torch.device
 ) -> tuple[_Trials, _Trials, str]:
-    """Train and valid trials, and the identity of the whole run: that of each fit, the code here, and the device."""
-    digest = hashlib.sha256(repr([fingerprint(__file__), device.type, len(models)]).encode())
+    """Train and valid trials, and the identity of the whole run: that of each fit, and the device."""
+    digest = hashlib.sha256(repr([device.type, len(models)]).encode())
+    code = fingerprint(__file__, *runs[0].code)
     splits: list[tuple[Batches, Batches]] = []
     for model, run in zip(models, runs, strict=True):
         made = batches(model, dataset, run)
-        digest.update(identity(model, *made, run.training, run.seed, run.code, run.spec).encode())
+        digest.update(identity(model, *made, run.training, run.seed, code, run.spec).encode())
         for mine, first in zip(made, splits[0] if splits else made, strict=True):
             for name, value in first.tensors.items():
                 if mine.tensors[name] is not value and _same(mine.tensors[name], value):
