@@ -384,7 +384,7 @@ def test_adam_is_that_of_torch_at_each_model_s_own_rate(optimizer, decays):
         expected.append(weight.detach())
     adam = together.Adam(settings, gradients[0])
     for step, gradient in enumerate(gradients):
-        rates = [one.learning_rate / (1 if step < 6 else 2) for one in settings]
+        rates = torch.tensor([[one.learning_rate / (1 if step < 6 else 2)] for one in settings], dtype=torch.float64)
         weights = weights + adam.change(step + 1, rates, weights, gradient)
     torch.testing.assert_close(weights, torch.stack(expected), rtol=1e-12, atol=1e-14)
 
@@ -393,12 +393,13 @@ def test_adam_goes_on_with_the_models_that_are_kept():
     settings = [TrainingSettings(epsilon=epsilon, weight_decay=0.1) for epsilon in (1e-8, 0.1, 1e-3)]
     gradients = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, some, weights = together.Adam(settings, gradients[0]), together.Adam(settings, gradients[0]), gradients[3]
+    rates = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)
     for step in (1, 2):
         for adam in (whole, some):
-            adam.change(step, [0.1, 0.2, 0.3], weights, gradients[step])
+            adam.change(step, rates, weights, gradients[step])
     some.select(torch.tensor([0, 2]))
-    kept = some.change(3, [0.1, 0.3], weights[[0, 2]], gradients[0][[0, 2]])
-    assert torch.equal(kept, whole.change(3, [0.1, 0.2, 0.3], weights, gradients[0])[[0, 2]])
+    kept = some.change(3, rates[[0, 2]], weights[[0, 2]], gradients[0][[0, 2]])
+    assert torch.equal(kept, whole.change(3, rates, weights, gradients[0])[[0, 2]])
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch", "eager"])

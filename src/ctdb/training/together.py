@@ -131,7 +131,7 @@ def _check_models(models: Sequence[Any], runs: Sequence[Run], dataset: SpikeData
         raise ConfigError(
             f"models that train together must be of one kind, but these are {', '.join(kinds)}; fit each kind by itself"
         )
-    missing = [name for name in ("loss_and_terms", "may_differ", "sizes") if not hasattr(models[0], name)]
+    missing = [name for name in ("loss_and_terms", "may_differ", "sizes", "why_alone") if not hasattr(models[0], name)]
     if missing:
         raise ConfigError(f"{next(iter(kinds))} has no {', '.join(missing)}; fit such models one by one")
     if isinstance(dataset, MultiSession):
@@ -315,19 +315,19 @@ class Adam:
     def change(
         self,
         step: int,
-        rates: Sequence[float],
+        rates: Float[Tensor, "models 1"],
         weights: Float[Tensor, "models values"],
         gradients: Float[Tensor, "models values"],
     ) -> Float[Tensor, "models values"]:
-        """What is added to the weights in step 1, 2, ..., at each model's learning rate."""
+        """What is added to the weights in step 1, 2, ..., at each model's learning rate; the moments move on."""
         if self.decays and not self.apart:
             gradients = gradients + self.decay * weights
         self.mean.lerp_(gradients, 1 - BETAS[0])
         self.square.mul_(BETAS[1]).addcmul_(gradients, gradients, value=1 - BETAS[1])
-        size = _column([rate / (1 - BETAS[0] ** step) for rate in rates], weights)
-        change = -size * (self.mean / (self.square.sqrt() / math.sqrt(1 - BETAS[1] ** step) + self.epsilon))
+        root = self.square.sqrt() / math.sqrt(1 - BETAS[1] ** step)
+        change = -rates / (1 - BETAS[0] ** step) * self.mean / (root + self.epsilon)
         if self.decays and self.apart:
-            change = change - _column(rates, weights) * self.decay * weights
+            change = change - rates * self.decay * weights
         return change
 
     def select(self, index: Int[Tensor, " kept"]) -> None:
@@ -381,6 +381,8 @@ class _Stack:
         self.values = _values_that_differ(models, device)
         # A plateau schedule lowers the rate of an optimizer; these have nothing else.
         self.rates = [torch.optim.SGD([torch.zeros(())], lr=run.training.learning_rate) for run in runs]
+        clips = [math.inf if run.training.gradient_clip is None else run.training.gradient_clip for run in runs]
+        self.clips = _column(clips, self.weights[self.trained[0]])
         self.adam: Adam | None = None
         self.step = 0
         for place, one in enumerate(self.progress):
@@ -396,10 +398,11 @@ class _Stack:
         measured = _Measured(len(self.active), self.device)
         self.loss.model.start_epoch(number)
         self.loss.train()
-        keys = [derive("training noise", run.seed, number) for run in self.runs]
-        keys = torch.tensor(keys, device=self.device)
+        seeds = [derive("training noise", run.seed, number) for run in self.runs]
+        keys = torch.tensor(seeds, device=self.device)
+        rates = _column([rate.param_groups[0]["lr"] for rate in self.rates], self.weights[self.trained[0]])
         for batch in self.train_data.epoch(number):
-            norms = self._training_step(batch, keys, measured)
+            norms = self._training_step(batch, keys, rates, measured)
             measured.add_gradients(self.step, norms)
             self.step += 1
         self.loss.eval()
@@ -407,10 +410,9 @@ class _Stack:
             for batch in self.valid_data.epoch(number):
                 _, terms, share = self._losses(self.weights, self.valid_data.totals, batch, keys)
                 measured.add("valid", terms, share)
-        rates = [rate.param_groups[0]["lr"] for rate in self.rates]
         goes_on = [
-            one.add(measured.epoch(place, number, rate, self.step - 1), lambda place=place: self.weights_of(place))
-            for place, (one, rate) in enumerate(zip(self.progress, rates, strict=True))
+            one.add(epoch, lambda place=place: self.weights_of(place))
+            for place, (one, epoch) in enumerate(zip(self.progress, self._shown(number, measured), strict=True))
         ]
         self.select([place for place, going in enumerate(goes_on) if going])
 
@@ -424,7 +426,9 @@ class _Stack:
 
         return torch.vmap(one)(weights, self.buffers, self.values, totals, batch, keys)
 
-    def _training_step(self, batch: dict[str, Tensor], keys: Tensor, measured: "_Measured") -> Float[Tensor, " models"]:
+    def _training_step(
+        self, batch: dict[str, Tensor], keys: Tensor, rates: Tensor, measured: "_Measured"
+    ) -> Float[Tensor, " models"]:
         """Move the weights; norms of the gradients before they were clipped."""
         for name in self.trained:
             self.weights[name].requires_grad_(True)
@@ -438,18 +442,33 @@ class _Stack:
             found = [value for value in found if value is not None]
         gradients = torch.cat([value.flatten(1) for value in found], 1)
         norms = torch.linalg.vector_norm(gradients, dim=1)
-        clips = [math.inf if run.training.gradient_clip is None else run.training.gradient_clip for run in self.runs]
-        clips = _column(clips, gradients)
-        gradients = gradients * torch.where(clips.isinf(), 1, (clips / (norms[:, None] + 1e-6)).clamp(max=1))
+        scale = (self.clips / (norms[:, None] + 1e-6)).clamp(max=1)
+        gradients = gradients * torch.where(self.clips.isinf(), 1, scale)
         weights = [self.weights[name] for name in self.trained]
         if self.adam is None:
             self.adam = Adam([run.training for run in self.runs], gradients)
-        rates = [rate.param_groups[0]["lr"] for rate in self.rates]
         flat = torch.cat([value.flatten(1) for value in weights], 1)
         change = self.adam.change(self.step + 1, rates, flat, gradients)
         for value, part in zip(weights, change.split([value[0].numel() for value in weights], 1), strict=True):
             value.add_(part.view_as(value))
         return norms
+
+    def _shown(self, number: int, measured: "_Measured") -> list[Epoch]:
+        """What an epoch has shown of each model."""
+        means, first_bad, norms, first_bad_gradients = measured.read()
+        return [
+            Epoch(
+                number=number,
+                means={name: values[place] for name, values in means.items()},
+                learning_rate=rate.param_groups[0]["lr"],
+                gradient_norm=norms[place],
+                last_step=self.step - 1,
+                first_bad_step=first_bad["train_loss"][place],
+                first_bad_gradient=first_bad_gradients[place],
+                first_bad_term={name: values[place] for name, values in first_bad.items() if name != "train_loss"},
+            )
+            for place, rate in enumerate(self.rates)
+        ]
 
     def select(self, kept: list[int]) -> None:
         """Keep some of the models; the others leave with what they have."""
@@ -460,6 +479,7 @@ class _Stack:
             setattr(self, name, {key: value[index] for key, value in getattr(self, name).items()})
         for name in ("active", "runs", "progress", "rates"):
             setattr(self, name, [getattr(self, name)[place] for place in kept])
+        self.clips = self.clips[index]
         if self.adam is not None:
             self.adam.select(index)
         for data in (self.train_data, self.valid_data):
@@ -512,19 +532,12 @@ class _Measured:
         self.gradient_norm = torch.maximum(self.gradient_norm, norms)
         self.first_bad_gradient = _first_bad(self.first_bad_gradient, norms, step)
 
-    def epoch(self, place: int, number: int, learning_rate: float, last_step: int) -> Epoch:
-        """All of it, of one model."""
-        first_bad = {name: float(value[place]) for name, value in self.first_bad_term.items()}
-        return Epoch(
-            number=number,
-            means={name: float(value[place]) for name, value in self.means.items()},
-            learning_rate=learning_rate,
-            gradient_norm=float(self.gradient_norm[place]),
-            last_step=last_step,
-            first_bad_step=first_bad.pop("train_loss"),
-            first_bad_gradient=float(self.first_bad_gradient[place]),
-            first_bad_term=first_bad,
+    def read(self) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float], list[float]]:
+        """Means, first bad steps, largest gradient norms, and first steps of a bad gradient, of each model."""
+        means, first_bad = (
+            {name: value.tolist() for name, value in one.items()} for one in (self.means, self.first_bad_term)
         )
+        return means, first_bad, self.gradient_norm.tolist(), self.first_bad_gradient.tolist()
 
 
 def _first_bad(before: Tensor, value: Tensor, step: int) -> Tensor:
