@@ -381,7 +381,7 @@ def test_the_shipped_configurations_are_right(name):
         assert dataset in used
 
 
-LEAVES = ("keys", "behavior.groups", "observation")
+LEAVES = ("keys", "behavior.groups", "observation", "train", "simulate", "variants")
 """Where config/README.md may list what is nested by its own name."""
 
 

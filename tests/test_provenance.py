@@ -341,6 +341,10 @@ def test_other_stages_do_not_count_for_a_fit(counting_modules, family):
         assert not {name for name in counting_modules[rule] if name.split(".")[1:2] == [family]}
 
 
+def test_models_that_train_together_do_not_count_for_a_fit_alone(counting_modules):
+    assert not any("ctdb.training.together" in found for found in counting_modules.values())
+
+
 def test_only_the_named_model_counts_for_its_fit(counting_modules):
     added = counting_modules["fit.py ctdb.models.sae_gru"] - counting_modules["fit.py"]
     assert {"ctdb.models.sae_gru", "ctdb.models.autoencoder"} <= added

@@ -49,7 +49,7 @@ def test_an_observation_model_of_one_s_own(make_dataset, monkeypatch):
 
 def test_the_recurrent_core(make_dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    choice, own_loss, checkpoint = blocks("recurrent_core.md")
+    choice, own_loss, several, checkpoint = blocks("recurrent_core.md")
     exec(compile(choice, "recurrent_core.md", "exec"), {})
     assert "Choice(name=" in capsys.readouterr().out
     names = {}
@@ -57,6 +57,11 @@ def test_the_recurrent_core(make_dataset, tmp_path, monkeypatch, capsys):
     batch = {"weight": torch.ones(5, 20, 1), "trial_index": torch.arange(5)}
     first, again = (names["loss"](None, batch, torch.Generator().manual_seed(1)) for _ in range(2))
     assert first == again != names["loss"](None, batch, torch.Generator().manual_seed(2))
+    common = {"kind": "lfads", "gen_dim": 8, "training": {"max_epochs": 1}}
+    names = {"common": common, "dataset": make_dataset()}
+    exec(compile(several, "recurrent_core.md", "exec"), names)
+    assert [result.best_epoch for result in names["results"]] == [0, 0, 0]
+    assert len(list((tmp_path / "fits").glob("seed?/output.h5"))) == 3
     model = models.build({"kind": "lfads", "gen_dim": 8}, make_dataset())
     exec(compile(checkpoint, "recurrent_core.md", "exec"), {"model": model})
     assert (tmp_path / "theirs.pt").exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctdb.recurrent import Bidirectional, ClippedGRUCell, TanhCell, initialise
+from ctdb.recurrent import Bidirectional, ClippedGRUCell, TanhCell, gru_summary, initialise
 
 N_BINS = [9, 4, 1, 7, 0]
 
@@ -115,3 +115,31 @@ def test_both_directions_have_cells_of_their_own():
     encoder = make_encoder()
     assert encoder.ahead is not encoder.back
     assert not torch.equal(encoder.ahead.weight_ih, encoder.back.weight_ih)
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("n_bins", [None, [9, 4, 1, 7, 2]], ids=["whole", "padded"])
+def test_under_vmap_torch_s_gru_is_the_same_loop(n_bins):
+    grus = [torch.nn.GRU(3, 4, batch_first=True, bidirectional=True).double() for _ in range(3)]
+    for seed, gru in enumerate(grus):
+        for parameter in gru.parameters():
+            torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=torch.Generator().manual_seed(seed))
+    inputs, lengths = draw(3, 5, 9, 3), None if n_bins is None else torch.tensor(n_bins)
+    stacked, _ = torch.func.stack_module_state(grus)
+
+    def summary(weights, own):
+        gru, previous = grus[0], grus[0].forward
+        gru.forward = lambda given: gru_summary(gru, given, lengths)
+        try:
+            return torch.func.functional_call(gru, weights, (own,))
+        finally:
+            gru.forward = previous
+
+    found = torch.vmap(summary)(stacked, inputs)
+    expected = torch.stack([gru_summary(gru, own, lengths) for gru, own in zip(grus, inputs, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+    ours = torch.autograd.grad(found.square().sum(), list(stacked.values()))
+    for name, gradient in zip(stacked, ours, strict=True):
+        each = [torch.autograd.grad(one.square().sum(), gru.get_parameter(name), retain_graph=True)[0] for gru, one in zip(grus, expected, strict=True)]  # fmt: skip
+        torch.testing.assert_close(gradient, torch.stack(each), rtol=1e-10, atol=1e-12)
+    assert all(found[:, trial].std() > 0 for trial in range(5))

@@ -297,3 +297,28 @@ def test_whole_numbers_are_equally_likely(n):
         off = (made.double() - (n - 1) / 2) / ((n * n - 1) / 12) ** 0.5
         for lag in (1, 2, 3):
             assert standard(off[:, :, :-lag] * off[:, :, lag:]) < 4
+
+
+def test_a_key_that_is_a_tensor_gives_the_numbers_of_its_seed(compiled):
+    for seed in (0, 3, 2**32 + 1, 2**63 - 1):
+        found, expected = drawn(Noise(torch.tensor(seed), torch.tensor(TRIALS))), drawn(noise(seed, TRIALS))
+        assert torch.equal(found["keep"], expected["keep"])
+        assert torch.equal(found["whole"], expected["whole"])
+        for name in ("single", "double"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=2e-6)
+
+
+def test_under_vmap_each_model_has_its_own_key_trials_and_rate(compiled):
+    seeds, rates = [3, 2**40 + 7, 3], [0.3, 0.0, 0.9]
+    trials = torch.tensor([[5, 0, 7], [5, 0, 7], [1, 2, 2**31]])
+
+    def draw(key, own, rate):
+        source = Noise(key, own)
+        return source.keep("x", 4, 13, rate), source.normal("x", 4, 13, LIKE[torch.float32])
+
+    masks, normals = torch.vmap(draw)(torch.tensor(seeds), trials, torch.tensor(rates, dtype=torch.float64))
+    for seed, own, rate, mask, normal in zip(seeds, trials, rates, masks, normals, strict=True):
+        alone = noise(seed, own)
+        assert torch.equal(mask, alone.keep("x", 4, 13, rate))
+        torch.testing.assert_close(normal, alone.normal("x", 4, 13, normal), rtol=1e-5, atol=2e-6)
+    assert masks[1].all()

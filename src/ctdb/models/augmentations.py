@@ -7,12 +7,17 @@ from torch import Tensor
 from ctdb.recurrent import Noise
 
 
-def dropout(value: Tensor, rate: float, noise: Noise | None, stream: str) -> Tensor:
+def is_off(value: float | Tensor) -> bool:
+    """Whether a setting is 0; one that differs between models that train together is a tensor, and not known to be."""
+    return not isinstance(value, Tensor) and value == 0
+
+
+def dropout(value: Tensor, rate: float | Tensor, noise: Noise | None, stream: str) -> Tensor:
     """Dropout of (trials, channels) or (trials, bins, channels), seeded; none without noise.
 
     `stream` names what is dropped: each has masks of its own.
     """
-    if noise is None or rate == 0:
+    if noise is None or is_off(rate):
         return value
     n_bins = value.shape[1] if value.ndim == 3 else 1
     kept = noise.keep(stream, n_bins, value.shape[-1], rate).view(value.shape)

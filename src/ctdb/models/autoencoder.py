@@ -7,6 +7,7 @@ all bins (theirs left out the last one), and inference is in eval mode.
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ctdb.datasets import SpikeDataset
 from ctdb.models.augmentations import dropout
 from ctdb.models.base import Model, ModelSettings, Sizes
-from ctdb.recurrent import Cell, Linear, Noise, poisson_nll, scan
+from ctdb.recurrent import Cell, Key, Linear, Noise, gru_summary, poisson_nll, scan
 from ctdb.settings import Count, Fraction
 
 
@@ -39,6 +40,7 @@ class SequentialAutoencoder(Model):
     with external input u, and the mean Poisson negative log-likelihood over valid bins and all neurons as loss.
     """
 
+    may_differ: ClassVar[frozenset[str]] = Model.may_differ | {"dropout", "initial_state_dropout"}
     settings: AutoencoderSettings
 
     def __init__(self, settings: AutoencoderSettings, sizes: Sizes):
@@ -76,14 +78,12 @@ class SequentialAutoencoder(Model):
         return self.to_log_rates(latents), latents
 
     def _latents(self, encod_data: Tensor, ext_input: Tensor, noise: Noise | None, n_bins: Tensor | None) -> Tensor:
-        if n_bins is not None:
-            encod_data = nn.utils.rnn.pack_padded_sequence(encod_data, n_bins.cpu(), True, enforce_sorted=False)
-        _, last = self.encoder(encod_data)
-        summary = dropout(torch.cat([last[0], last[1]], dim=1), self.settings.dropout, noise, "summary")
+        summary = gru_summary(self.encoder, encod_data, n_bins)
+        summary = dropout(summary, self.settings.dropout, noise, "summary")
         state = dropout(self.to_initial_state(summary), self.settings.initial_state_dropout, noise, "initial state")
         return scan(self.cell, state, ext_input)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Mapping[str, Tensor], generator: Key) -> Tensor:
         """Poisson negative log-likelihood per valid bin and neuron, with its constant (Stirling) term."""
         noise = Noise.of(batch, generator) if self.training else None
         latents = self._latents(batch["encod_data"], batch["ext_input"], noise, batch.get("n_bins"))

@@ -10,12 +10,14 @@ corrections", bioRxiv.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
 from ctdb.datasets import MultiSession, SpikeDataset
 from ctdb.errors import DatasetError
 from ctdb.models import MODELS
+from ctdb.models.augmentations import is_off
 from ctdb.models.base import Sizes
 from ctdb.models.lfads import LFADS, LFADSSettings
 from ctdb.recurrent import Noise
@@ -38,6 +40,8 @@ class BAND(LFADS):
     """
 
     Settings = BANDSettings
+    may_differ: ClassVar[frozenset[str]] = LFADS.may_differ | {"behavior_weight"}
+    may_differ_above_zero: ClassVar[frozenset[str]] = frozenset({"behavior_weight"})
     settings: BANDSettings
 
     def __init__(self, settings: BANDSettings, sizes: Sizes):
@@ -57,7 +61,7 @@ class BAND(LFADS):
         noise: Noise | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss with the decoder's error, in training and where epochs are selected."""
-        if self.settings.behavior_weight == 0 or "behavior" not in batch:
+        if is_off(self.settings.behavior_weight) or "behavior" not in batch:
             return loss, terms
         in_trial = batch.get("in_trial", batch["weight"])
         error = self.behavior.loss(factors, batch["behavior"], in_trial, noise)

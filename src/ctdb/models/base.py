@@ -18,7 +18,7 @@ from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError, DatasetError, nearest
 from ctdb.files import read_yaml, write_bytes, write_yaml
 from ctdb.models import MODELS
-from ctdb.recurrent import initialise
+from ctdb.recurrent import Key, initialise
 from ctdb.registry import Registry
 from ctdb.seeds import derive
 from ctdb.settings import Seed, Settings, TrainingSettings
@@ -92,6 +92,11 @@ class Model(nn.Module, ABC):
     """Buffers that hold settings, which a fit that begins with another does not take over."""
     coupled_buffers: ClassVar[Mapping[str, str]] = {}
     """Buffers that are taken over together with the weight named beside them only."""
+    may_differ: ClassVar[frozenset[str]] = frozenset({"seed", "initial_fit"})
+    """Settings in which models that train together (:func:`ctdb.training.fit_together`) may differ. Numbers among them
+    are then tensors without axes wherever the loss takes them from `settings`."""
+    may_differ_above_zero: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that must be above 0 where they differ, because at 0 the loss has other terms."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Second names of what is inferred, in the fit's output file."""
 
@@ -111,6 +116,10 @@ class Model(nn.Module, ABC):
     def start_epoch(self, epoch: int) -> None:
         """Told before each epoch, counted from 0; for what changes over the training, such as ramps."""
 
+    def why_alone(self) -> str | None:
+        """Why the model cannot train together with others: the setting, and what to do; None where it can."""
+        return None
+
     def finish(self, dataset: SpikeDataset | MultiSession) -> None:
         """Fit in closed form what the training leaves open; called once, with the best weights in place."""
 
@@ -119,15 +128,16 @@ class Model(nn.Module, ABC):
         return []
 
     @abstractmethod
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Mapping[str, Tensor], generator: Key) -> Tensor:
         """Mean loss over the trials of a batch (see :meth:`tensors`), which also holds their numbers, `trial_index`.
 
         In train mode every random draw comes from `generator`, either directly, or through
         :class:`ctdb.recurrent.Noise`, whose numbers depend on the generator's seed, but not on how batches are cut:
-        give each epoch a generator of its own. In eval mode nothing is drawn.
+        give each epoch a generator of its own. Models that train together are given a key for `Noise` in its place. In
+        eval mode nothing is drawn.
         """
 
-    def loss_and_terms(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_terms(self, batch: Mapping[str, Any], generator: Key) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and what the history is to record beside it."""
         return self.loss(batch, generator), {}
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ctdb.datasets import MultiSession, SpikeDataset, Split
 from ctdb.errors import ConfigError, DatasetError
 from ctdb.models import MODELS
-from ctdb.models.augmentations import dropout, hide_samples, spike_jitter, temporal_shift
+from ctdb.models.augmentations import dropout, hide_samples, is_off, spike_jitter, temporal_shift
 from ctdb.models.base import Model, ModelSettings, Sizes
 from ctdb.models.behavior import BehaviorDecoder, BehaviorSettings
 from ctdb.models.observations import OBSERVATIONS
@@ -47,6 +47,7 @@ from ctdb.recurrent import (
     Generated,
     GRUCell,
     Kept,
+    Key,
     Linear,
     Noise,
     UnitRowLinear,
@@ -176,6 +177,10 @@ class LFADS(Model):
         "behavior.std": "behavior.map.weight",
     }
     settings_buffers: ClassVar[tuple[str, ...]] = ("behavior.channel_weight",)
+    may_differ: ClassVar[frozenset[str]] = Model.may_differ | {
+        *("dropout_rate", "cd_rate", "cd_pass_rate", "kl_ic_scale", "kl_co_scale", "kl_ic_target", "kl_co_target"),
+        *("l2_ic_enc_scale", "l2_ci_enc_scale", "l2_gen_scale", "l2_con_scale"),
+    }
     aliases: ClassVar[Mapping[str, str]] = {
         "output_params": "rates",
         "gen_states": "latents",
@@ -263,6 +268,10 @@ class LFADS(Model):
         """Place of the ramps."""
         self.epoch = epoch
 
+    def why_alone(self) -> str | None:
+        """Spikes are jittered one after another, as many as a bin of the batch holds."""
+        return "spike_jitter takes as many steps as the data say; set it to 0" if self.settings.spike_jitter else None
+
     # What the model is given
 
     def tensors(self, trials: Split | Mapping[str, Any], session: str | None = None) -> dict[str, Tensor]:
@@ -326,7 +335,7 @@ class LFADS(Model):
         masks, factor = seen or Seen([], like.new_ones(data.shape[1]))
         if not isinstance(self.readin[index], nn.Identity):
             return dropout(self.readin[index](masked(data, masks, factor)), s.dropout_rate, noise, "encoder input")
-        if noise is not None and s.dropout_rate:
+        if noise is not None and not is_off(s.dropout_rate):
             masks = [*masks, noise.keep("encoder input", *data.shape[1:], s.dropout_rate)]
             factor = factor / (1 - s.dropout_rate)
         return masked(data, masks, factor) if masks else data.to(like.dtype)
@@ -372,7 +381,7 @@ class LFADS(Model):
     def _decoder_dropout(self, length: int, noise: Noise | None) -> Kept | None:
         """Dropout of the controller's two inputs and of the generator state."""
         s = self.settings
-        if noise is None or s.dropout_rate == 0:
+        if noise is None or is_off(s.dropout_rate):
             return None
         start = ci = factors = None
         if s.co_dim:
@@ -384,11 +393,11 @@ class LFADS(Model):
 
     # Loss
 
-    def loss(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Mapping[str, Any], generator: Key) -> Tensor:
         """Loss of a batch: see the class. A batch of several sessions maps each to its own batch."""
         return self.loss_and_terms(batch, generator)[0]
 
-    def loss_and_terms(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_and_terms(self, batch: Mapping[str, Any], generator: Key) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and its parts: `nll` per value, `kl_ic` and `kl_co` in nats per trial, `l2`, and what there is more."""
         parts = {None: batch} if "encod_data" in batch else batch
         amounts = {session: one["weight"].mean(2).sum() for session, one in parts.items()}
@@ -406,7 +415,7 @@ class LFADS(Model):
         return total, terms
 
     def _session_terms(
-        self, batch: Mapping[str, Tensor], session: str | None, generator: torch.Generator | None
+        self, batch: Mapping[str, Tensor], session: str | None, generator: Key | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         index = self.session_index(session)
         noise = None if generator is None else Noise.of(batch, generator, session or "")
@@ -494,13 +503,13 @@ class LFADS(Model):
         s, shape = self.settings, batch["encod_data"].shape
         masks, learned = [], None
         factor = self.ic_to_g0.weight.new_ones(shape[1])
-        if noise is not None and s.cd_rate:
+        if noise is not None and not is_off(s.cd_rate):
             _, n_bins, n_neurons = batch["recon_data"].shape if s.cd_heldout else shape
             whole = noise.keep("coordinated dropout", n_bins, n_neurons, s.cd_rate)
-            learned = torch.ones(batch["recon_data"].shape, dtype=torch.uint8, device=whole.device)
+            learned = whole.new_ones(batch["recon_data"].shape)
             teaches = learned[:, :n_bins, :n_neurons]
-            teaches.sub_(whole)
-            if s.cd_pass_rate:
+            teaches.sub_(whole * (s.cd_rate > 0))
+            if not is_off(s.cd_pass_rate):
                 teaches.bitwise_or_(1 - noise.keep("coordinated dropout pass", n_bins, n_neurons, s.cd_pass_rate))
             learned[:, : s.ic_enc_seq_len] = 1
             masks.append(whole[:, : shape[1], : shape[2]])
@@ -555,14 +564,15 @@ class LFADS(Model):
         kernels = [
             (scale, cell.weight_hh)
             for scale, part in groups
-            if scale
+            if not is_off(scale)
             for cell in part.modules()
             if isinstance(cell, Cell)
         ]
         if not kernels:
             return self.ic_to_g0.bias.new_zeros(())
         norms = sum(scale * 0.5 * (kernel**2).sum() for scale, kernel in kernels)
-        return norms / sum(kernel.numel() for _, kernel in kernels)
+        n_values = sum(kernel.numel() * (scale > 0) for scale, kernel in kernels)
+        return norms / (n_values + (n_values == 0))
 
     # Inference
 

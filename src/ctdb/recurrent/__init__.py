@@ -11,12 +11,12 @@ from ctdb.recurrent.backends import (
     use_backend,
     without_gpu,
 )
-from ctdb.recurrent.bidirectional import Bidirectional
+from ctdb.recurrent.bidirectional import Bidirectional, gru_summary
 from ctdb.recurrent.cells import Cell, ClippedGRUCell, EulerMLPCell, GRUCell, LeakyRateCell, LinearCell, TanhCell
 from ctdb.recurrent.eager import Generated, Kept, Linear
 from ctdb.recurrent.initialise import initialise
 from ctdb.recurrent.linear import FanInLinear, UnitRowLinear
-from ctdb.recurrent.noise import Noise, StateNoise
+from ctdb.recurrent.noise import Key, Noise, StateNoise
 from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "GRUCell",
     "Generated",
     "Kept",
+    "Key",
     "LeakyRateCell",
     "Linear",
     "LinearCell",
@@ -41,6 +42,7 @@ __all__ = [
     "UnitRowLinear",
     "choose",
     "controlled_scan",
+    "gru_summary",
     "initialise",
     "masked",
     "noisy_scan",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctdb.errors import ConfigError, nearest
 from ctdb.recurrent import cpu, eager, functions, triton_kernels
-from ctdb.recurrent.cells import Cell, ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell
+from ctdb.recurrent.cells import ClippedGRUCell, GRUCell, LeakyRateCell, TanhCell, transformed
 from ctdb.recurrent.cpu.kernels import CPUKernels
 from ctdb.recurrent.eager import Generated, Kept, Linear
 from ctdb.recurrent.functions import CellWeights, ControlledCall, Kernels, PoissonCall, ScanCall
@@ -123,7 +123,7 @@ def scan(
 
 
 def scan_both_ways(
-    cells: tuple[Cell, Cell],
+    cells: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]],
     starts: Float[Tensor, "2 states"],
     inputs: Float[Tensor, "trials bins inputs"],
     valid: Bool[Tensor, "trials bins"] | None = None,
@@ -285,7 +285,7 @@ def weights_of(cell: Any) -> CellWeights | None:
 
 def _kernels_for(value: Tensor) -> Kernels | None:
     """Kernels of the backend that is to run, None for `eager`; functorch's transforms see through eager code alone."""
-    if torch._C._are_functorch_transforms_active():
+    if transformed():
         return None
     name = choose(value.device, value.dtype).name
     if name == "cpu" and (value.device.type != "cpu" or value.dtype not in (torch.float32, torch.float64)):

@@ -10,6 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def transformed() -> bool:
+    """Whether the work is inside one of functorch's transforms, such as `vmap`."""
+    return torch._C._are_functorch_transforms_active()
+
+
 class Cell(nn.Module):
     """One step of a dynamical system, ``state' = F(input, state)``.
 
@@ -85,7 +90,25 @@ class GRUCell(_GatedWeights):
         self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
     ) -> Float[Tensor, "trials states"]:
         """Next state."""
-        return torch.gru_cell(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return gru_cell(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
+
+def gru_cell(
+    input: Float[Tensor, "trials inputs"],
+    state: Float[Tensor, "trials states"],
+    weight_ih: Float[Tensor, "gates inputs"],
+    weight_hh: Float[Tensor, "gates states"],
+    bias_ih: Float[Tensor, " gates"],
+    bias_hh: Float[Tensor, " gates"],
+) -> Float[Tensor, "trials states"]:
+    """Next state of :class:`GRUCell`, from its weights."""
+    if not transformed():
+        return torch.gru_cell(input, state, weight_ih, weight_hh, bias_ih, bias_hh)
+    # torch's operation knows no `vmap`, which would call it for one model after another.
+    a_r, a_z, a_n = nn.functional.linear(input, weight_ih, bias_ih).chunk(3, 1)
+    c_r, c_z, c_n = nn.functional.linear(state, weight_hh, bias_hh).chunk(3, 1)
+    reset, update = (a_r + c_r).sigmoid(), (a_z + c_z).sigmoid()
+    return torch.lerp((a_n + reset * c_n).tanh(), state, update)
 
 
 class ClippedGRUCell(Cell):
@@ -148,7 +171,8 @@ class TanhCell(_GatedWeights):
         self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
     ) -> Float[Tensor, "trials states"]:
         """Next state."""
-        return torch.rnn_tanh_cell(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        drive = nn.functional.linear(input, self.weight_ih, self.bias_ih)
+        return (drive + nn.functional.linear(state, self.weight_hh, self.bias_hh)).tanh()
 
 
 class LeakyRateCell(_GatedWeights):

@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     ci: UInt8[Tensor, "trials bins ci"] | None
     factors: UInt8[Tensor, "trials bins factors"] | None
     states: UInt8[Tensor, "trials bins states"]
-    scale: float
+    scale: float | Tensor
 
 
 class Generated(NamedTuple):

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from ctdb.recurrent import cpu
 
+Key = torch.Generator | Int[Tensor, ""]
+"""A generator, whose seed is the key of random numbers, or the key itself, which `vmap` may give each of its models."""
 _LOW = 0xFFFFFFFF
 _LEVELS = 2**16
 """Steps of a probability: masks come from 16 random bits."""
 
 
-def philox(counter: list[Tensor], key: int) -> list[Tensor]:
-    """Four random words of 32 bits for each counter of four words, all as int64."""
+def philox(counter: list[Tensor], key: int | Int[Tensor, ""]) -> list[Tensor]:
+    """Four random words of 32 bits for each counter of four words, all as int64; a tensor's key is one too."""
     keys = [key & _LOW, (key >> 32) & _LOW]
     c = list(counter)
     for _ in range(10):
@@ -53,27 +55,31 @@ class Noise:
 
     Parameters
     ----------
-    generator
-        Its seed is the key: the same generator gives the same numbers whatever was drawn from it before.
+    key
+        Of a generator, its seed: the same generator gives the same numbers whatever was drawn from it before. A tensor
+        is the key itself, from 0 to 2^63 - 1, and gives the numbers of a generator of this seed.
     trials
         Number of each trial in its data set, on the device where the numbers are needed.
     scope
         Name of the data set, where several have trials of the same numbers.
     """
 
-    def __init__(self, generator: torch.Generator, trials: Int[Tensor, " trials"], scope: str = ""):
-        self.key, self.trials, self.scope = generator.initial_seed(), trials.to(torch.int64), scope
+    def __init__(self, key: Key, trials: Int[Tensor, " trials"], scope: str = ""):
+        self.key = key.initial_seed() if isinstance(key, torch.Generator) else key
+        self.trials, self.scope = trials.to(torch.int64), scope
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor], generator: torch.Generator, scope: str = "") -> "Noise":
+    def of(cls, batch: Mapping[str, Tensor], key: Key, scope: str = "") -> "Noise":
         """For a batch, whose trials name themselves in `trial_index`, or count from 0."""
         trials = batch.get("trial_index")
         if trials is None:
             first = next(iter(batch.values()))
             trials = torch.arange(len(first), device=first.device)
-        return cls(generator, trials, scope)
+        return cls(key, trials, scope)
 
-    def keep(self, stream: str, n_bins: int, n_channels: int, rate: float) -> UInt8[Tensor, "trials bins channels"]:
+    def keep(
+        self, stream: str, n_bins: int, n_channels: int, rate: float | Float[Tensor, ""]
+    ) -> UInt8[Tensor, "trials bins channels"]:
         """1 with probability 1 - `rate` (to 1 / 65536), else 0.
 
         Parameters
@@ -85,8 +91,8 @@ class Noise:
         rate
             Probability of 0.
         """
-        threshold = round(rate * _LEVELS)
-        if self._on_cpu:
+        threshold = (rate * _LEVELS).round() if isinstance(rate, Tensor) else round(rate * _LEVELS)
+        if self._on_cpu and isinstance(threshold, int):
             return cpu.keep(self.trials, n_bins, n_channels, self.key, self.stream(stream), threshold)
         words = self._words(stream, n_bins, -(-n_channels // 8))
         halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], -1)
@@ -116,7 +122,7 @@ class Noise:
 
     @property
     def _on_cpu(self) -> bool:
-        return self.trials.device.type == "cpu" and cpu.available()
+        return isinstance(self.key, int) and self.trials.device.type == "cpu" and cpu.available()
 
     def _words(self, stream: str, n_bins: int, n_blocks: int) -> list[Tensor]:
         device = self.trials.device

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ctdb.seeds import derive
@@ -48,13 +49,15 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.n_trials // self.batch_size)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def order(self) -> Int[Tensor, " trials"]:
+        """Trials in the order of the next pass."""
         if self.shuffle_seed is None:
-            order = torch.arange(self.n_trials)
-        else:
-            generator = torch.Generator().manual_seed(derive("epoch order", self.shuffle_seed, self.epoch))
-            order = torch.randperm(self.n_trials, generator=generator)
-        for part in order.split(self.batch_size):
+            return torch.arange(self.n_trials)
+        generator = torch.Generator().manual_seed(derive("epoch order", self.shuffle_seed, self.epoch))
+        return torch.randperm(self.n_trials, generator=generator)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for part in self.order().split(self.batch_size):
             yield _selected(self.tensors, part)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -68,35 +68,70 @@ def fit(model: Any, dataset: SpikeDataset | MultiSession, spec: Mapping[str, Any
     WriteError
         If `out` cannot be written.
     """
-    built_from = getattr(model, "settings", None)
-    if built_from is not None and built_from != type(built_from)(**spec):
-        raise ConfigError("the model was built from another spec than it is to be fitted with; build it from this one")
-    out = Path(out)
-    if built_from is not None:  # they know the defaults of their kind
-        training, seed = built_from.training, built_from.seed
-    else:
-        training, seed = TrainingSettings(**spec.get("training", {})), int(spec.get("seed", 0))
-    train_data = _batches(model, dataset, "train", training.batch_size, derive("fit batches", seed))
-    valid_data = _batches(model, dataset, "valid", training.batch_size)
-    with lock(out), use_backend(without_gpu(training.backend)):
-        code = (type(model).__module__, *(built_from.modules() if built_from is not None else ()))
-        own = {key: value for key, value in spec.items() if key != "training"}
-        result = train(model, train_data, valid_data, training, seed, out, code, own)
-        if hasattr(model, "finish"):
-            model.finish(dataset)
-        model.save(out, **result.facts())
-        inferred = infer_splits(model, dataset)
-        names = getattr(model, "aliases", {})
-        aliases = {
-            key.removesuffix(name) + alias: key
-            for key in inferred
-            for alias, name in names.items()
-            if key.endswith((f"train_{name}", f"valid_{name}", f"test_{name}"))
-        }
-        write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT, "status": result.facts()["status"]}, aliases)
+    out, run = Path(out), Run.of(model, spec)
+    train_data, valid_data = batches(model, dataset, run)
+    with lock(out), use_backend(without_gpu(run.training.backend)):
+        result = train(model, train_data, valid_data, run.training, run.seed, out, run.code, run.spec)
+        write_fit(model, dataset, result, out)
         discard_checkpoint(out)
     result.raise_if_diverged()
     return result
+
+
+class Run(NamedTuple):
+    """How a model is to be trained: what decides the outcome, beside its weights and the data.
+
+    Attributes
+    ----------
+    training, seed
+        Settings of the training, and the seed of its draws.
+    code
+        Modules that define the model.
+    spec
+        The model's own settings.
+    """
+
+    training: TrainingSettings
+    seed: int
+    code: tuple[str, ...]
+    spec: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, spec: Mapping[str, Any]) -> "Run":
+        """That of a spec; ConfigError if the model was built from another one."""
+        built_from = getattr(model, "settings", None)
+        own = {key: value for key, value in spec.items() if key != "training"}
+        if built_from is None:
+            training = TrainingSettings(**spec.get("training", {}))
+            return cls(training, int(spec.get("seed", 0)), (type(model).__module__,), own)
+        if built_from != type(built_from)(**spec):
+            raise ConfigError(
+                "the model was built from another spec than it is to be fitted with; build it from this one"
+            )
+        code = (type(model).__module__, *built_from.modules())
+        return cls(built_from.training, built_from.seed, code, own)  # they know the defaults of their kind
+
+
+def batches(model: Any, dataset: SpikeDataset | MultiSession, run: Run) -> tuple[Batches | SessionBatches, ...]:
+    """Batches to train with, in an order from the run's seed, and those that select epochs."""
+    train_data = _batches(model, dataset, "train", run.training.batch_size, derive("fit batches", run.seed))
+    return train_data, _batches(model, dataset, "valid", run.training.batch_size)
+
+
+def write_fit(model: Any, dataset: SpikeDataset | MultiSession, result: TrainingResult, out: Path) -> None:
+    """Write weights, spec and outputs of a trained model, after what it fits in closed form."""
+    if hasattr(model, "finish"):
+        model.finish(dataset)
+    model.save(out, **result.facts())
+    inferred = infer_splits(model, dataset)
+    names = getattr(model, "aliases", {})
+    aliases = {
+        key.removesuffix(name) + alias: key
+        for key in inferred
+        for alias, name in names.items()
+        if key.endswith((f"train_{name}", f"valid_{name}", f"test_{name}"))
+    }
+    write_hdf5(out / "output.h5", inferred, {"format": OUTPUT_FORMAT, "status": result.facts()["status"]}, aliases)
 
 
 def infer_splits(model: Any, dataset: SpikeDataset | MultiSession) -> dict[str, np.ndarray]:

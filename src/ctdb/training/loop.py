@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from ctdb.recurrent.backends import weights_of
 from ctdb.seeds import derive
 from ctdb.settings import TrainingSettings
 from ctdb.training.batches import Batches, SessionBatches
-from ctdb.training.keeper import Keeper
+from ctdb.training.keeper import Keeper, Progress, write_history
 
 
 class Trainable(Protocol):
@@ -116,30 +116,33 @@ def train(
     History, best epoch, and where the loss diverged if it did (nothing is raised, so that the caller can write the
     best weights first).
     """
-    run = _identity(module, train_data, valid_data, settings, seed, code, spec or {})
+    run = identity(module, train_data, valid_data, settings, seed, fingerprint(__file__, *code), spec or {})
     keeper = Keeper(out, settings, run)
-    saved = _matching_checkpoint(keeper.checkpoint, run)
-    if saved is not None:
-        print(f"continuing from {keeper.checkpoint}")
+    saved = matching_checkpoint(keeper.checkpoint, run, lambda saved: saved["callbacks"][Keeper.__qualname__])
     if saved is not None and saved["finished"]:
         keeper.load_state_dict(saved)
     else:
-        with use_backend(settings.backend), _old_objects_left_alone():
+        with use_backend(settings.backend), old_objects_left_alone():
             _run_epochs(module, train_data, valid_data, settings, seed, keeper, resume=saved is not None)
-    module.load_state_dict(keeper.best_weights)
+    return conclude(module, keeper.progress, out)
+
+
+def conclude(module: nn.Module, progress: Progress, out: Path) -> TrainingResult:
+    """Leave a module with the weights of its best epoch, on the CPU and in eval mode; write its history."""
+    module.load_state_dict(progress.best_weights)
     module.cpu().eval()
-    keeper.write_history()
-    warnings_found = keeper.warnings() + _warnings_of(module, keeper)
+    write_history(out, progress)
+    warnings_found = progress.warnings() + _warnings_of(module, progress)
     for line in warnings_found:
         print(f"warning: {line}")
-    return TrainingResult(keeper.history(), keeper.best_epoch, keeper.diverged, warnings_found)
+    return TrainingResult(progress.history(), progress.best_epoch, progress.diverged, warnings_found)
 
 
-def _warnings_of(module: nn.Module, keeper: Keeper) -> list[str]:
+def _warnings_of(module: nn.Module, progress: Progress) -> list[str]:
     """What the module says of the terms of its best epoch."""
-    if keeper.best_epoch < 0 or not hasattr(module, "warnings"):
+    if progress.best_epoch < 0 or not hasattr(module, "warnings"):
         return []
-    row = keeper.history().set_index("epoch").loc[keeper.best_epoch]
+    row = progress.history().set_index("epoch").loc[progress.best_epoch]
     return module.warnings(row.to_dict())
 
 
@@ -189,22 +192,22 @@ def _run_epochs(
         )
 
 
-def _identity(
+def identity(
     module: nn.Module,
     train_data: Batches | SessionBatches,
     valid_data: Batches | SessionBatches,
     settings: TrainingSettings,
     seed: int,
-    code: Sequence[str],
+    code: str,
     spec: Mapping[str, Any],
 ) -> str:
-    """Hash of everything that decides the outcome of a run."""
+    """Hash of everything that decides the outcome of a run; `code` is the fingerprint of what it runs."""
     digest = hashlib.sha256()
     with use_backend(without_gpu(settings.backend)):
         gpu = torch.cuda.is_available() and settings.backend != "cpu"
         backend = choose(torch.device("cuda" if gpu else "cpu")).name  # what `auto` takes differs between machines
     choices = [settings.model_dump(), backend, json.dumps(spec, sort_keys=True)]
-    digest.update(repr([*choices, seed, train_data.shuffle_seed, fingerprint(__file__, *code)]).encode())
+    digest.update(repr([*choices, seed, train_data.shuffle_seed, code]).encode())
     for tensors in (module.state_dict(), train_data.tensors, valid_data.tensors):
         for name, value in tensors.items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -212,16 +215,19 @@ def _identity(
     return digest.hexdigest()
 
 
-def _matching_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
-    """What the keeper saved in a checkpoint of this very run; None where there is none."""
+def matching_checkpoint(
+    path: Path, run: str, part: Callable[[dict[str, Any]], dict[str, Any]] = lambda saved: saved
+) -> dict[str, Any] | None:
+    """The `part` of a checkpoint that names its `run`, if that is this very run; None where there is none."""
     if not path.exists():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["callbacks"][Keeper.__qualname__]
+        saved = part(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # whatever a damaged file makes torch raise
         print(f"{path} cannot be read ({error}): starting afresh")
         return None
     if saved["run"] == run:
+        print(f"continuing from {path}")
         return saved
     print(f"{path} belongs to a run with other data, settings or code: starting afresh")
     return None
@@ -297,7 +303,7 @@ class _LightningModule(pl.LightningModule):
 
 
 @contextlib.contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
+def old_objects_left_alone() -> Iterator[None]:
     """Spare Python's garbage collector the objects of all that is imported, which it would search every few steps."""
     if gc.get_freeze_count():  # somebody else has done so
         yield
