@@ -137,16 +137,10 @@ def check_equal(trials: TaskTrials) -> None:
     for trial, condition in enumerate(trials.condition):
         name, shown = SUBTASKS[condition], trials.inputs_true[trial].astype(np.float64)
         start, end = trials.extra["response_start"][trial], trials.extra["response_end"][trial]
-        # Where the stimuli change, the phases meet; a trial's stimuli are read off the bins that show them.
-        runs = np.flatnonzero(np.abs(np.diff(shown[:end, 1:5], axis=0)).sum(1)) + 1
-        kind = family(name)
-        edges = {
-            "delay": lambda: [runs[0], start, start, start, start],
-            "memory": lambda: [runs[0], runs[1], start, start, start],
-            "react": lambda: [start] * 5,
-            "int": lambda: [*runs[:4], start],
-            "match": lambda: [runs[0], runs[1], start, start, start],
-        }[kind]()
+        # Phases meet where the stimuli change, or at the start of the response; phases that do not occur last 0 bins.
+        changes = np.flatnonzero(np.abs(np.diff(shown[:end, 1:5], axis=0)).sum(1)) + 1
+        kind, met = family(name), [int(change) for change in changes if change < start]
+        edges = met + [int(start)] * (5 - len(met))
         seen = [shown[edges[0], 1:5], shown[edges[2] if kind == "int" else start, 1:5]]
         vectors = [[stimulus[:2], stimulus[2:]] for stimulus in seen]
         amplitudes = [[float(np.hypot(*vectors[stimulus][modality])) for stimulus in range(2)] for modality in range(2)]

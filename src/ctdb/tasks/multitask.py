@@ -139,7 +139,7 @@ class MultiTaskSettings(TaskSettings):
             )
         return self
 
-    def bins(self, milliseconds: float, scale: float) -> int:
+    def bins(self, milliseconds: int, scale: float) -> int:
         """Nearest number of bins."""
         return round(scale * milliseconds / (1000 * self.bin_s))
 
