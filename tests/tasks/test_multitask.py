@@ -539,6 +539,11 @@ def test_the_longest_trial_fits_exactly():
     assert trials.n_bins.max() > 130
 
 
+def test_one_trial_of_each_sub_task_is_enough():
+    task = make_task(train={"n_trials": 15, "seed": 0}, simulate={"n_trials": 15, "seed": 0})
+    assert sorted(simulation_trials(task).condition) == list(range(15))
+
+
 def run_of(outputs, trials):
     outputs = torch.as_tensor(outputs)
     return Rollout(None, outputs, torch.from_numpy(trials.inputs).to(outputs))

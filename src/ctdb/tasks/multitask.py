@@ -226,27 +226,32 @@ class MultiTask(Task):
             asked[condition > SUBTASKS.index("match2sample"), :, 0] = 0
         asked[:, -1, 1:] = responds[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
-        at = np.arange(settings.n_bins)
-        inside = at < end[:, None]
-        inputs, inputs_true, targets = (
-            np.zeros((n, settings.n_bins, n_channels), np.float32) for n_channels in (shown.shape[2],) * 2 + (3,)
+        # The loss knows four phases: blind, before the response, blind, response.
+        counted = np.repeat(np.array([0, 1, 0, RESPONSE_WEIGHT], np.float32)[:, None], asked.shape[2], axis=1)
+        blind = np.full(n, settings.n_blind)
+        counted_for = np.stack([blind, start - blind, blind, end - start - blind], 1)
+
+        inputs, inputs_true, targets, loss_weight = (
+            np.zeros((n, settings.n_bins, n_channels), np.float32)
+            for n_channels in (shown.shape[2], shown.shape[2], asked.shape[2], asked.shape[2])
         )
         # Drawing the noise is most of the work, and torch is three times as fast at it as numpy.
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         for begin in range(0, n, TRIALS_AT_ONCE):
             part = slice(begin, begin + TRIALS_AT_ONCE)
+            inside = np.arange(settings.n_bins) < end[part, None]
             rows = _per_bin(shown[part], durations[part])
             noise = torch.empty(rows.shape).normal_(0, settings.input_noise, generator=generator).numpy()
-            _place(rows, inside[part], inputs_true[part])
-            _place(np.add(noise, rows, out=noise), inside[part], inputs[part])
-            _place(_per_bin(asked[part], durations[part]), inside[part], targets[part])
-        counts = (at >= settings.n_blind) & (at < start[:, None])
-        weight = counts + np.float32(RESPONSE_WEIGHT) * (inside & (at >= start[:, None] + settings.n_blind))
+            _place(rows, inside, inputs_true[part])
+            _place(np.add(noise, rows, out=noise), inside, inputs[part])
+            _place(_per_bin(asked[part], durations[part]), inside, targets[part])
+            weights = np.broadcast_to(counted, (len(inside), *counted.shape))
+            _place(_per_bin(weights, counted_for[part]), inside, loss_weight[part])
         return TaskTrials(
             inputs=inputs,
             inputs_true=inputs_true,
             targets=targets,
-            loss_weight=np.repeat(weight[:, :, None], len(self.output_names), axis=2),
+            loss_weight=loss_weight,
             condition=condition,
             n_bins=end,
             extra={
