@@ -34,16 +34,16 @@ class Family(NamedTuple):
     holds: bool = False
 
 
-_SHORT, _LONG, _CUE = (200, 600), (200, 1600), (300, 700)
+_LONG, _CUED = (200, 1600), {"response": (300, 700)}
 FAMILIES = (
     Family(
         ("delay_pro", "delay_anti"),
-        {"context": (300, 700), "stim1": (200, 1500), "response": _CUE},
+        {"context": (300, 700), "stim1": (200, 1500)} | _CUED,
         first_shown=("stim1", "response"),
     ),
     Family(
         ("memory_pro", "memory_anti"),
-        {"context": (300, 700), "stim1": _LONG, "mem1": _LONG, "response": _CUE},
+        {"context": (300, 700), "stim1": _LONG, "mem1": _LONG} | _CUED,
         first_shown=("stim1",),
     ),
     Family(
@@ -54,13 +54,13 @@ FAMILIES = (
     ),
     Family(
         ("int_mod1", "int_mod2", "context_int_mod1", "context_int_mod2", "context_int_multimodal"),
-        {"context": _SHORT, "stim1": _LONG, "mem1": _LONG, "stim2": _LONG, "mem2": (100, 300), "response": _CUE},
+        {"context": (200, 600), "stim1": _LONG, "mem1": _LONG, "stim2": _LONG, "mem2": (100, 300)} | _CUED,
         first_shown=("stim1",),
         second_shown=("stim2",),
     ),
     Family(
         ("match2sample", "non_match2sample", "match_cat_pro", "match_cat_anti"),
-        {"context": _SHORT, "stim1": _LONG, "mem1": _LONG, "response": _CUE},
+        {"context": (200, 600), "stim1": _LONG, "mem1": _LONG} | _CUED,
         first_shown=("stim1",),
         second_shown=("response",),
         holds=True,
@@ -74,10 +74,9 @@ _IS_ANTI = np.array([name in ("delay_anti", "memory_anti", "react_anti") for nam
 # Modalities (first, second) that are shown, and that are judged; all but the Int sub-tasks use the first alone.
 _SHOWN = np.array([(name != "int_mod2", name == "int_mod2" or "context" in name) for name in SUBTASKS])
 _JUDGED = np.array([(not name.endswith("int_mod2"), name.endswith(("int_mod2", "multimodal"))) for name in SUBTASKS])
-_FIRST, _SECOND = (
-    np.array([[phase in shown for phase in PHASES] for shown in of_each])
-    for of_each in ([family.first_shown for family in _FAMILY], [family.second_shown for family in _FAMILY])
-)
+# Phases in which each is on, by sub-task.
+_FIRST = np.array([[phase in family.first_shown for phase in PHASES] for family in _FAMILY])
+_SECOND = np.array([[phase in family.second_shown for phase in PHASES] for family in _FAMILY])
 _FIXATION = np.array([[phase != "response" or family.holds for phase in PHASES] for family in _FAMILY])
 COHERENCES = np.array([-0.32, -0.16, -0.08, 0.08, 0.16, 0.32])
 """What is added to the mean amplitude for the first stimulus, and taken from it for the second."""
@@ -227,14 +226,13 @@ class MultiTask(Task):
         asked[:, -1, 1:] = responds[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
 
         # The loss knows four phases: blind, before the response, blind, response.
-        counted = np.repeat(np.array([0, 1, 0, RESPONSE_WEIGHT], np.float32)[:, None], asked.shape[2], axis=1)
+        weight = np.zeros((n, 4, len(self.output_names)), np.float32)
+        weight[:, 1], weight[:, 3] = 1, RESPONSE_WEIGHT
         blind = np.full(n, settings.n_blind)
-        counted_for = np.stack([blind, start - blind, blind, end - start - blind], 1)
+        weighted = np.stack([blind, start - blind, blind, end - start - blind], 1)
 
-        inputs, inputs_true, targets, loss_weight = (
-            np.zeros((n, settings.n_bins, n_channels), np.float32)
-            for n_channels in (shown.shape[2], shown.shape[2], asked.shape[2], asked.shape[2])
-        )
+        inputs, inputs_true = np.zeros((2, n, settings.n_bins, shown.shape[2]), np.float32)
+        targets, loss_weight = np.zeros((2, n, settings.n_bins, asked.shape[2]), np.float32)
         # Drawing the noise is most of the work, and torch is three times as fast at it as numpy.
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         for begin in range(0, n, TRIALS_AT_ONCE):
@@ -245,8 +243,7 @@ class MultiTask(Task):
             _place(rows, inside, inputs_true[part])
             _place(np.add(noise, rows, out=noise), inside, inputs[part])
             _place(_per_bin(asked[part], durations[part]), inside, targets[part])
-            weights = np.broadcast_to(counted, (len(inside), *counted.shape))
-            _place(_per_bin(weights, counted_for[part]), inside, loss_weight[part])
+            _place(_per_bin(weight[part], weighted[part]), inside, loss_weight[part])
         return TaskTrials(
             inputs=inputs,
             inputs_true=inputs_true,
