@@ -200,8 +200,8 @@ def report(seconds: dict[str, list[float]], size: str) -> str:
 def main() -> None:
     """Measure, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=3000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--trials", type=int, default=15000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lean", action="store_true", help="let the loop have the faster generator")
     parser.add_argument("--write", action="store_true", help="replace this benchmark's section of README.md")
     given = parser.parse_args()
