@@ -24,7 +24,7 @@ WIDTH = 7.1
 """Width of a full page in inches (180 mm)."""
 
 Need = tuple[str | int, ...]
-"""``("activity", network, seed, variant)``, ``("dataset", name)``, ``("fit", dataset, model, seed)``, ``("scores",)``."""
+"""Such as ("activity", network, seed, variant), ("dataset", name), ("fit", dataset, model, seed) or ("scores",)."""
 
 
 class FigureSettings(Settings):
