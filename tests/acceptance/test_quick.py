@@ -36,6 +36,17 @@ def test_the_network_solves_the_flip_flop(demo):
         assert activity.attrs["loss"] < 0.05 * activity.attrs["baseline_loss"]
 
 
+def test_a_network_does_most_sub_tasks_and_another_one_reaches(demo):
+    with h5py.File(demo / "networks/multitask_gru/seed0/activity.h5") as activity:
+        names, condition = activity.attrs["condition_names"], activity["condition"][:]
+        success = {names[one]: activity["success"][:][condition == one].mean() for one in set(condition.tolist())}
+    print(success)
+    assert sum(value >= 0.8 for value in success.values()) >= 5
+    with h5py.File(demo / "networks/random_target_gru/seed0/activity.h5") as activity:
+        print(activity.attrs["success"])
+        assert activity.attrs["success"] >= 0.8
+
+
 def test_a_gru_autoencoder_recovers_the_rates_and_states_and_a_linear_one_does_not(demo):
     assert score(demo, "nbff", "sae_gru", "rate_r2", "test") >= 0.9
     assert score(demo, "nbff", "sae_gru", "state_r2_inferred_to_true", "test") >= 0.9
