@@ -152,7 +152,7 @@ def test_same_seed_same_trials_other_seed_others():
 def test_train_and_valid_trials_are_disjoint_and_together_are_all():
     task = make_task(n_bins=30, train={"n_trials": 50, "seed": 3}, valid_fraction=0.2)
     splits = training_trials(task)
-    everything = draw(task, 50, numpy_generator("task trials", 3))
+    everything = draw(task, 50, numpy_generator("task trials", "train", 3))
     assert {name: len(split.inputs) for name, split in splits.items()} == {"train": 40, "valid": 10}
     found = {split: {trial.tobytes() for trial in trials.inputs} for split, trials in splits.items()}
     assert not found["train"] & found["valid"]

@@ -14,7 +14,6 @@ from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need
 from ctdb.files import read_hdf5
 from ctdb.settings import Count, Seed
 
-
 MOST_LINES = 6
 """Inputs beyond this number are shown as an image."""
 
@@ -32,9 +31,9 @@ class TaskPerformanceSettings(FigureSettings):
 class TaskPerformance(Figure):
     """One column per trial, of as many conditions as there are columns; success by condition on the right.
 
-    The first row shows all inputs, as lines or, where they are many, as an image; the others a target and the network's answer, which is its output or,
-    where it moves a body, what the body did. Grey marks bins that do not count. A body that reaches gets a row with
-    the path of its hand.
+    The first row shows all inputs, as lines or, where they are many, as an image; the others a target and the
+    network's answer, which is its output or, where it moves a body, what the body did. Grey marks bins that do not
+    count. A body that reaches gets a row with the path of its hand.
     """
 
     Settings = TaskPerformanceSettings

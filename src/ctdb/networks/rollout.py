@@ -69,24 +69,22 @@ def _closed_loop(
             own = {name: value.clone() for name, value in trials.items()}
             made = _closed_loop(network, own, body, noise, start, compiled)
         return Rollout(*[value.detach() for value in made])
-    inputs = trials["inputs"].to(network.initial_state.dtype)
-    n_trials, n_bins, _ = inputs.shape
-    hidden = network.start(n_trials, noise, start)
-    kicks = network.state_noise(noise)
-    kicks = (
-        hidden.new_zeros(n_trials, n_bins, hidden.shape[1])
-        if kicks is None
-        else kicks.tensor(n_bins, hidden.shape[1], hidden)
-    )
+    dtype = network.initial_state.dtype
+    trials = {name: value.to(dtype) if value.is_floating_point() else value for name, value in trials.items()}
+    n_trials, n_bins, _ = trials["inputs"].shape
+    hidden, noisy = network.start(n_trials, noise, start), network.state_noise(noise)
+    kicks = hidden.new_zeros(n_trials, n_bins, hidden.shape[1])
+    if noisy is not None:
+        kicks = noisy.tensor(n_bins, hidden.shape[1], hidden)
     joint, met = body.begin(trials, noise)
-    plain = functools.partial(closed_loop_step, network, body)
-    step, rows = _compiled(network, body) if compiled else plain, []
     # Unbound once: indexing inside the loop would make autograd fill a whole array of zeros for every bin.
     bins = [dict(zip(met, now, strict=True)) for now in zip(*[part.unbind(1) for part in met.values()], strict=True)]
-    for own, kick, now in zip(inputs.unbind(1), kicks.unbind(1), bins, strict=True):
+    rows = []
+    for own, kick, now in zip(trials["inputs"].unbind(1), kicks.unbind(1), bins, strict=True):
         # The body's first states have no gradient, for which the step would be compiled once more.
-        in_play = all(value.requires_grad for value in joint.values())
-        hidden, joint, *row = (step if in_play else plain)(hidden, joint, own, kick, now)
+        in_play = compiled and all(value.requires_grad for value in joint.values())
+        step = _compiled_step if in_play else closed_loop_step
+        hidden, joint, *row = step(network, body, hidden, joint, own, kick, now)
         rows.append((hidden, *row))
     return Rollout(*[torch.stack(column, 1) for column in zip(*rows, strict=True)])
 
@@ -131,9 +129,21 @@ def closed_loop_step(
     return clean + kick, joint, output, seen, body.behavior(joint)
 
 
-def _compiled(network: Network, body: Body) -> Callable[..., Any]:
-    """The step, compiled for any number of trials, and kept with the network."""
-    if "_compiled_step" not in network.__dict__:
-        step = torch.compile(functools.partial(closed_loop_step, network, body), dynamic=True, fullgraph=True)
-        network.__dict__["_compiled_step"] = step  # no attribute that torch would take for a part of the network
-    return network.__dict__["_compiled_step"]
+@functools.cache
+def _compiler() -> Callable[..., Any]:
+    """The step, compiled at its first call for any number of trials; torch keeps one for each kind of network."""
+    return torch.compile(closed_loop_step, dynamic=True, fullgraph=True)
+
+
+_refused: list[str] = []
+
+
+def _compiled_step(*given: Any) -> Any:
+    """The compiled step; the plain one, which is said once, where torch cannot compile it here."""
+    if not _refused:
+        try:
+            return _compiler()(*given)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _refused.append(str(error).partition("\n")[0])
+            print(f"closed loops run plainly, because torch cannot compile their step: {_refused[0]}")
+    return closed_loop_step(*given)

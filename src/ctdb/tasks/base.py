@@ -1,9 +1,11 @@
 """What a task is: trials of inputs and targets, how well they were answered, and the body they may act through."""
 
+import importlib.metadata
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ctdb.recurrent import Noise
+from ctdb.errors import ConfigError
 from ctdb.seeds import numpy_generator
 from ctdb.settings import Count, Positive, Seed, Settings
 
@@ -120,11 +122,21 @@ class Rollout(NamedTuple):
     behavior: Tensor | None = None
 
 
+@runtime_checkable
+class NoiseSource(Protocol):
+    """Where a body's noise comes from: :class:`ctdb.recurrent.Noise`, of which tasks need not know more."""
+
+    def normal(self, stream: str, n_bins: int, n_channels: int, like: Tensor) -> Tensor:
+        """Standard normal numbers (trials, bins, channels) in the type of `like`, the same for the same stream."""
+
+
 class Body(nn.Module, ABC):
     """What a network moves and senses in a closed loop. Its state is a mapping of tensors with one row per trial."""
 
     @abstractmethod
-    def begin(self, trials: Mapping[str, Tensor], noise: Noise | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def begin(
+        self, trials: Mapping[str, Tensor], noise: NoiseSource | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """State before the first bin, and what meets the body in each bin, (trials, bins, ...), such as forces."""
 
     @abstractmethod
@@ -161,6 +173,10 @@ class Task(ABC):
     """
 
     Settings: ClassVar[type[TaskSettings]]
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Packages beyond ctdb's own that the task imports when it is built."""
+    install: ClassVar[str] = ""
+    """How to install them, and why they are no requirement of ctdb."""
     input_names: list[str]
     output_names: list[str]
     behavior_names: list[str] = []
@@ -172,7 +188,13 @@ class Task(ABC):
     @classmethod
     def missing(cls) -> str | None:
         """What the task needs and is not installed, and how to install it, in words; None where nothing is missing."""
-        return None
+        absent = [name for name in cls.requires if importlib.util.find_spec(name) is None]
+        return f"needs {', '.join(absent)}; {cls.install}" if absent else None
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Versions of what the task requires: they are part of what it does."""
+        return {name: importlib.metadata.version(name) for name in cls.requires}
 
     @property
     def true_input_names(self) -> list[str]:
@@ -223,7 +245,7 @@ class Task(ABC):
 def training_trials(task: Task) -> dict[str, TaskTrials]:
     """Draw the trials that train a network, split into `train` and `valid` by the same seed."""
     settings = task.settings
-    rng = numpy_generator("task trials", settings.train.seed)
+    rng = numpy_generator("task trials", "train", settings.train.seed)
     trials = task.generate(settings.train, rng)
     order = rng.permutation(settings.train.n_trials)
     valid, train = np.split(order, [settings.n_valid])
@@ -233,12 +255,15 @@ def training_trials(task: Task) -> dict[str, TaskTrials]:
 def simulation_trials(task: Task) -> TaskTrials:
     """Draw the trials that a trained network is run on; no training saw them."""
     settings = task.settings.simulate
-    return task.generate(settings, numpy_generator("task trials", settings.seed))
+    return task.generate(settings, numpy_generator("task trials", "simulate", settings.seed))
 
 
 def build(settings: Mapping[str, Any]) -> Task:
-    """Task of the kind named in `settings`; raises ConfigError for an unknown kind or key."""
+    """Task of the kind named in `settings`; raises ConfigError for an unknown kind, or where a package is missing."""
     from ctdb.tasks import TASKS
 
     task = TASKS[settings["kind"]]
-    return task(task.Settings(**settings))
+    checked = task.Settings(**settings)
+    if (missing := task.missing()) is not None:
+        raise ConfigError(f"task {settings['kind']} {missing}")
+    return task(checked)

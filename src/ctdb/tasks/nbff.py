@@ -58,7 +58,7 @@ class NBitFlipFlop(Task):
 
     With `step_stimulus`, a step of size U(0.5, 1.5) is added to one random input of each trial from a quarter to three
     quarters of it; what the network should answer stays the same. A trial's success is the share of outputs that the
-    loss counts and that are on the right side of 1/2.
+    loss counts and that are on the right side of 1/2; 1 where nothing counts.
     """
 
     Settings = NBitFlipFlopSettings
@@ -98,8 +98,8 @@ class NBitFlipFlop(Task):
     def success(self, run: Rollout, trials: Mapping[str, Tensor]) -> Float[Tensor, " trials"]:
         """Share of the outputs that count and are on the right side of 1/2."""
         counts = trials["loss_weight"] > 0
-        right = ((run.outputs > 0.5) == (trials["targets"] > 0.5)) & counts
-        return right.sum((1, 2)) / counts.sum((1, 2)).to(run.outputs.dtype)
+        wrong = ((run.outputs > 0.5) != (trials["targets"] > 0.5)) & counts
+        return 1 - wrong.sum((1, 2)) / counts.sum((1, 2)).clamp(min=1).to(run.outputs.dtype)
 
     def blind(self, state: Bool[np.ndarray, "trials bins bits"]) -> Bool[np.ndarray, "trials bins bits"]:
         """Entries that the loss does not count."""

@@ -5,7 +5,6 @@ is built. Settings as in the computation-through-dynamics benchmark (CtDB).
 """
 
 import functools
-import importlib.util
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,16 +13,17 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ctdb.errors import ConfigError
-from ctdb.recurrent import Noise
-from ctdb.settings import BinRange, Count, NonNegative, Pair, Positive, Seed
+from ctdb.errors import TaskError
+from ctdb.settings import BinRange, Count, NonNegative, Pair, Positive
 from ctdb.tasks import TASKS
-from ctdb.tasks.base import Body, Rollout, Task, TaskSettings, TaskTrials, TrialSettings
+from ctdb.tasks.base import Body, NoiseSource, Rollout, Task, TaskSettings, TaskTrials, TrialSettings
 
 GO_LEVEL = 0.15
 """Value of the go input from the go cue on."""
 REST = 5.0
 """Output at which a muscle is driven by a half; an untrained network, of outputs near 0, leaves the arm at rest."""
+LIMITS = {"shoulder": (0.0, 135.0), "elbow": (0.0, 155.0)}
+"""Angles that the joints can have."""
 DEGREES = {"shoulder": (30.0, 105.0), "elbow": (30.0, 125.0)}
 """Range of the joint angles that starts and goals are drawn from."""
 CONDITIONS = ["reach", "reach, bumped", "catch", "catch, bumped"]
@@ -34,7 +34,8 @@ class RandomTargetTrialSettings(TrialSettings):
 
     Ranges of bins hold their first number and not their last. Without `go`, the cue comes anywhere from five bins after
     the target on. Half of the bumps begin within `bump_after_go` bins of the go cue, the others within `bump_anywhere`,
-    by default until 30 bins before the end; `bump_at` takes the place of both. `bump_sideways` pushes along x alone.
+    by default until 30 bins before the end; `bump_at` takes the place of both. A bump begins within the trial, but may
+    outlast it. `bump_sideways` pushes along x alone.
     """
 
     n_bins: Count = 300
@@ -67,6 +68,11 @@ class RandomTargetTrialSettings(TrialSettings):
         needed = last_on + 6 if self.go is None else self.go[1]
         if needed > self.n_bins:
             raise ValueError(f"n_bins {self.n_bins} leaves no bin for a go cue; it needs at least {needed}")
+        if self.bump_at is not None and self.bump_at[1] > self.n_bins:
+            raise ValueError(f"bump_at {self.bump_at} lies beyond the {self.n_bins} bins of a trial")
+        for (joint, (low, high)), angle in zip(LIMITS.items(), self.start_degrees or [], strict=False):
+            if not low <= angle <= high:
+                raise ValueError(f"start_degrees: the {joint} cannot be at {angle}, only between {low} and {high}")
         if self.bump_fraction and self.bump_at is None:
             end = self.n_bins - 30 if self.bump_anywhere is None else self.bump_anywhere[1]
             if not 0 < end <= self.n_bins:
@@ -80,7 +86,6 @@ class RandomTargetTrialSettings(TrialSettings):
 class RandomTargetSimulationSettings(RandomTargetTrialSettings):
     """As for training, with the defaults of the simulation: targets and cues at one time each, no catch trials."""
 
-    seed: Seed = 100
     n_bins: Count = 155
     catch_fraction: float = Field(0.0, ge=0, le=1)
     target_on: BinRange = [30, 31]
@@ -97,7 +102,7 @@ class RandomTargetSettings(TaskSettings):
     """
 
     train: RandomTargetTrialSettings = RandomTargetTrialSettings(seed=0)
-    simulate: RandomTargetSimulationSettings = RandomTargetSimulationSettings()
+    simulate: RandomTargetSimulationSettings = RandomTargetSimulationSettings(seed=100)
     variants: dict[str, RandomTargetSimulationSettings] = {}
     input_noise: NonNegative = 0.04
     vision_noise: NonNegative = 0.005
@@ -142,16 +147,28 @@ class Arm(Body):
 
     def fingertip(self, degrees: Float[np.ndarray, "trials 2"]) -> Float[np.ndarray, "trials 2"]:
         """Place of the hand, in metres from the shoulder, at given angles of shoulder and elbow."""
-        joint = torch.from_numpy(np.concatenate([np.deg2rad(degrees), np.zeros_like(degrees)], 1)).float()
-        return self.plant.joint2cartesian(joint)[:, :2].numpy()
+        joint = torch.from_numpy(np.concatenate([np.deg2rad(degrees), np.zeros_like(degrees)], 1))
+        return self.plant.joint2cartesian(joint)[:, :2].numpy().astype(np.float32)
 
-    def begin(self, trials: Mapping[str, Tensor], noise: Noise | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Shortest and longest distance of the hand from the shoulder (m)."""
+        elbow = np.array([[0.0, LIMITS["elbow"][1]], [0.0, LIMITS["elbow"][0]]])
+        nearest, farthest = np.linalg.norm(self.fingertip(elbow), axis=1)
+        return float(nearest), float(farthest)
+
+    def begin(
+        self, trials: Mapping[str, Tensor], noise: NoiseSource | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rest at the trials' start, sensed for as long as the delays reach back."""
         s, force = self.settings, trials["force"]
         n_trials, n_bins, _ = force.shape
-        self.plant.to(force.device)
-        self.plant.reset(options={"batch_size": n_trials, "joint_state": trials["start_angles"]})
-        state = {name: self.plant.states[name] for name in ("joint", "muscle", "geometry")}
+        for part in (self.plant, self.plant.skeleton, self.plant.muscle):  # each keeps its device for itself
+            part.to(force.device)
+            part.to(force.dtype)
+        angles = trials["start_angles"]
+        self.plant.reset(options={"batch_size": n_trials, "joint_state": torch.cat([angles, 0 * angles], 1)})
+        state = {name: self.plant.states[name].to(force.dtype) for name in ("joint", "muscle", "geometry")}
         met = {"force": force}
         for name, n, size in (
             ("vision", 2, s.vision_noise),
@@ -222,12 +239,15 @@ class RandomTarget(Task):
 
     Settings = RandomTargetSettings
     settings: RandomTargetSettings
+    requires = ("motornet",)
+    install = (
+        "it moves the arm of MotorNet, which is under the GPL, so that ctdb does not require it; "
+        "install it with: pip install 'ctdb[motor]'"
+    )
     conditions = CONDITIONS
 
     def __init__(self, settings: RandomTargetSettings):
         super().__init__(settings)
-        if (missing := self.missing()) is not None:
-            raise ConfigError(missing)
         self.arm = Arm(settings)
         muscles = self.arm.muscles
         self.own_inputs = ["target x", "target y", "go"]
@@ -242,20 +262,6 @@ class RandomTarget(Task):
             *("x", "y", "x velocity", "y velocity", "shoulder angle", "elbow angle"),
             *(f"activation of {name}" for name in muscles),
         ]
-
-    @classmethod
-    def missing(cls) -> str | None:
-        """MotorNet, where it is not installed."""
-        try:
-            found = importlib.util.find_spec("motornet")
-        except ValueError:  # it is barred in sys.modules
-            found = None
-        if found is not None:
-            return None
-        return (
-            "task random_target moves the arm of MotorNet, which is not installed (it is under the GPL, so ctdb does "
-            "not require it); install it with: pip install 'ctdb[motor]'"
-        )
 
     @property
     def true_input_names(self) -> list[str]:
@@ -315,6 +321,14 @@ class RandomTarget(Task):
         where = self.arm.fingertip(goal)
         if drawn.goal_offset_m is not None:
             where = self.arm.fingertip(start) + np.array(drawn.goal_offset_m, np.float32)
+            distance = np.hypot(*where.T)
+            nearest, farthest = self.arm.reach
+            if not nearest <= distance.min() <= distance.max() <= farthest:
+                raise TaskError(
+                    f"goal_offset_m {drawn.goal_offset_m} puts goals {distance.min():.3g} to {distance.max():.3g} m "
+                    f"from the shoulder, but the hand reaches {nearest:.3g} to {farthest:.3g} m; choose another one, "
+                    "or set start_degrees"
+                )
         return start, where
 
     def _bumps(
@@ -330,7 +344,7 @@ class RandomTarget(Task):
         else:
             after_go = rng.random(n) < 0.5
             anywhere = rng.integers(*(drawn.bump_anywhere or [0, max(n_bins - 30, 1)]), n)
-            onset = np.where(after_go, rng.integers(go, go + drawn.bump_after_go), anywhere)
+            onset = np.where(after_go, rng.integers(go, np.minimum(go + drawn.bump_after_go, n_bins)), anywhere)
         at = np.arange(n_bins)[None, :]
         pushed = (at >= onset[:, None]) & (at < (onset + duration)[:, None]) & is_bumped[:, None]
         vector = size[:, None] * np.stack([np.cos(direction), np.sin(direction)], 1)
