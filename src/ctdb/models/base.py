@@ -229,9 +229,9 @@ class Model(nn.Module, ABC):
         Returns
         -------
         `encod_data`, and `recon_data` if there, 0 in padding and where they are missing (NaN); `ext_input`, 0 in
-        padding, with no channels where there is none; `weight`, 1 for values that count and 0 in padding: (trials, bins,
-        1), or (trials, bins, neurons) where values are missing, and then `in_trial` (trials, bins, 1) is 0 in padding
-        alone; and `n_bins`, the valid bins that the model sees of each trial, where trials have padding.
+        padding, with no channels where there is none; `weight`, 1 for values that count and 0 in padding: (trials,
+        bins, 1), or (trials, bins, neurons) where values are missing, and then `in_trial` (trials, bins, 1) is 0 in
+        padding alone; and `n_bins`, the valid bins that the model sees of each trial, where trials have padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
         sizes = self.session_sizes(session)
