@@ -344,7 +344,7 @@ def test_what_stands_in_the_padding_of_an_activity_changes_no_bit_and_the_datase
 def test_a_unit_far_from_0_overflows_no_rate_in_padding(record):
     """Standardised, the 0 of the padding is then beyond what any rectification takes."""
     path, arrays = record(0.0)
-    arrays["states"][:, :, 3] = np.where(PADDING, 0, 1e4 + arrays["states"][:, :, 3])
+    arrays["states"][:, :, 3] = np.where(PADDING, 0, -1e4 + arrays["states"][:, :, 3])
     write_hdf5(path, arrays, {"bin_s": 0.02, "input_names": ["a", "b", "c"], "behavior_names": list("abcd")})
     with np.errstate(all="raise", under="ignore"):
         dataset = simulate(path, settings())
