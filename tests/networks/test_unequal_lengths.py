@@ -89,8 +89,9 @@ def test_loss_and_success_do_not_depend_on_the_answers_in_padding():
         torch.testing.assert_close(*chances, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"latent_l2": 1e-3, "state_noise": 0.1}], ids=["plain", "penalty and noise"])
-@pytest.mark.parametrize("kind", ["noisy_gru", "vanilla"])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("noisy_gru", {}), ("vanilla", {"latent_l2": 1e-3, "state_noise": 0.1})]
+)
 def test_training_does_not_depend_on_padding(kind, settings, tmp_path):
     task = make_task()
     trials = training_trials(task)
