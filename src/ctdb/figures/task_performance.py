@@ -15,6 +15,10 @@ from ctdb.files import read_hdf5
 from ctdb.settings import Count, Seed
 
 
+MOST_LINES = 6
+"""Inputs beyond this number are shown as an image."""
+
+
 class TaskPerformanceSettings(FigureSettings):
     """Settings of figure `task_performance`; `variant` names other trials than the simulation's own."""
 
@@ -28,7 +32,7 @@ class TaskPerformanceSettings(FigureSettings):
 class TaskPerformance(Figure):
     """One column per trial, of as many conditions as there are columns; success by condition on the right.
 
-    The first row shows all inputs, one line each; the others a target and the network's answer, which is its output or,
+    The first row shows all inputs, as lines or, where they are many, as an image; the others a target and the network's answer, which is its output or,
     where it moves a body, what the body did. Grey marks bins that do not count. A body that reaches gets a row with
     the path of its hand.
     """
@@ -50,16 +54,17 @@ class TaskPerformance(Figure):
         moves = "behavior" in activity
         answers = activity["behavior" if moves else "outputs"]
         by_condition = _success_by_condition(activity, facts)
+        several = len(by_condition) > 1
         n_rows = 1 + len(names) + moves
         canvas, axes = plt.subplots(
             n_rows,
-            len(trials) + 1,
+            len(trials) + several,
             figsize=(WIDTH, 0.7 + 0.85 * n_rows + 0.4 * moves),
             squeeze=False,
             layout="constrained",
             gridspec_kw={
                 "height_ratios": [1.3, *[1.0] * len(names), *[1.6] * moves],
-                "width_ratios": [*[1.0] * len(trials), 0.55],
+                "width_ratios": [*[1.0] * len(trials), *[0.55] * several],
             },
         )
         rows = []
@@ -86,9 +91,10 @@ class TaskPerformance(Figure):
                 _draw_path(axes[-1, column], answers[trial, :length, :2], activity["targets"][trial, :length])
         axes[0, 0].set_ylabel("inputs")
         handles, labels = axes[1, 0].get_legend_handles_labels()
-        for ax in axes[:, -1]:
-            ax.remove()
-        _draw_success(canvas.add_subplot(axes[0, -1].get_gridspec()[:, -1]), by_condition)
+        if several:
+            for ax in axes[:, -1]:
+                ax.remove()
+            _draw_success(canvas.add_subplot(axes[0, -1].get_gridspec()[:, -1]), by_condition)
         canvas.legend(handles, labels, loc="outside upper right", ncols=2)
         canvas.suptitle(_headline(settings.network, facts), x=0.02, ha="left")
         return canvas, pd.concat([*rows, by_condition], ignore_index=True)
@@ -125,9 +131,12 @@ def _headline(network: str, facts: Mapping[str, Any]) -> str:
 
 def _draw_inputs(ax: Axes, inputs: np.ndarray, time: np.ndarray) -> None:
     """All inputs above one another, scaled alike."""
-    step = 2 * max(float(np.abs(inputs).max()), 1e-12)
-    for channel in range(inputs.shape[1]):
-        ax.plot(time, inputs[:, channel] / step - channel, color="0.35", lw=0.4)
+    largest = max(float(np.abs(inputs).max()), 1e-12)
+    if inputs.shape[1] > MOST_LINES:
+        ax.pcolormesh(time, -np.arange(inputs.shape[1]), inputs.T, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    else:
+        for channel in range(inputs.shape[1]):
+            ax.plot(time, inputs[:, channel] / (2 * largest) - channel, color="0.35", lw=0.4)
     ax.set_yticks([])
 
 
