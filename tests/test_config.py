@@ -486,3 +486,81 @@ def test_anchors_and_merges_may_be_nested(written):
 def test_a_file_that_is_not_utf_8_is_told(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("models: {gr\xfcn: 1}".encode("latin-1"))
     assert "UTF-8" in problem(tmp_path / "latin.yaml")
+
+
+VARIANTS = (
+    ("n_bits: 2}", "n_bits: 2, variants: {step: {n_trials: 20, seed: 3}, slow: {seed: 4}}}"),
+    ("network: gru}\n  mine", "network: gru, variant: step}\n  mine"),
+    ("{kind: task_performance, network: gru}", "{kind: task_performance, network: gru, variant: slow}"),
+)
+
+
+def test_datasets_and_figures_may_name_a_variant_of_the_task(written):
+    plan = load(written(*VARIANTS))
+    assert plan["datasets"]["spikes"]["sources"] == [["activity", "gru", 0, "step"]]
+    assert plan["figures"]["task"]["needs"] == [["activity", "gru", 0, "slow"]]
+    variants = plan["tasks"]["flip"]["variants"]
+    assert (variants["step"]["n_trials"], variants["slow"]["n_trials"]) == (20, 1000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "variant: step",
+            "variant: stepp",
+            "datasets.spikes.variant: no variant of task 'flip' is called 'stepp'; did you mean 'step'?",
+        ),
+        (
+            "variant: slow",
+            "variant: lsow",
+            "figures.task.variant: no variant of task 'flip' is called 'lsow'; did you mean 'slow'?",
+        ),
+        (
+            "{step: {",
+            "{step: {n_trails: 3, ",
+            "tasks.flip.variants.step.n_trails: unknown key; did you mean 'n_trials'?",
+        ),
+        ("slow: {", "sl/ow: {", "tasks.flip.variants.sl/ow: names are made of letters, digits, _ and -"),
+        ("slow: {", '"": {', "tasks.flip.variants.: names are made of letters"),
+        ("slow: {", "Step: {", "tasks.flip.variants.Step: differs from 'step' in case only; rename one"),
+    ],
+)
+def test_mistakes_in_variants_are_told_with_their_path_and_the_nearest_name(written, old, new, expected):
+    path = written(*VARIANTS)
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    assert expected in problem(path)
+
+
+def test_a_task_that_needs_what_is_not_installed_is_refused_with_the_install_command(written, monkeypatch):
+    load(written())
+    monkeypatch.setattr(TASKS["nbff"], "missing", lambda: "task `nbff` needs bits; pip install 'ctdb[bits]'")
+    found = problem(written(("latent_size: 8", "latent_size: -8")))
+    assert "tasks.flip: task `nbff` needs bits; pip install 'ctdb[bits]'" in found
+    assert "models.sae.latent_size" in found  # told with all other mistakes
+
+
+def test_without_motornet_a_random_target_task_is_refused_with_the_install_command(written, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    found = problem(written(("{kind: nbff, n_bits: 2}", "{kind: random_target}")))
+    assert "tasks.flip: " in found
+    assert "pip install 'ctdb[motor]'" in found
+
+
+def test_a_part_of_a_simulation_s_settings_leaves_the_defaults_of_the_simulation(written, monkeypatch):
+    monkeypatch.setattr(TASKS["random_target"], "missing", lambda: None)
+    parts = "{kind: random_target, simulate: {n_trials: 7}, train: {n_trials: 9, seed: 2}, variants: {far: {seed: 5}}}"
+    task = load(written(("{kind: nbff, n_bits: 2}", parts)))["tasks"]["flip"]
+    whole = TASKS["random_target"].Settings(kind="random_target").model_dump()
+    assert task["simulate"] == whole["simulate"] | {"n_trials": 7}
+    assert task["variants"]["far"] == whole["simulate"] | {"seed": 5}
+    assert task["train"] == whole["train"] | {"n_trials": 9, "seed": 2}
+    assert (task["simulate"]["n_bins"], task["train"]["n_bins"]) == (155, 300)
+    multitask = "{kind: multitask, simulate: {n_trials: 30, seed: 1}, variants: {fine: {n_angles: 64, seed: 1}}}"
+    task = load(written(("{kind: nbff, n_bits: 2}", multitask)))["tasks"]["flip"]
+    assert task["simulate"]["n_angles"] == 32
+    assert task["variants"]["fine"] == {"n_trials": 1000, "seed": 1, "n_angles": 64}
+    few = multitask.replace("n_angles: 64", "n_trials: 14")
+    expected = "tasks.flip: variants.fine.n_trials 14 is less than one trial for each of the 15 sub-tasks"
+    assert expected in problem(written(("{kind: nbff, n_bits: 2}", few)))

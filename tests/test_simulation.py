@@ -9,7 +9,16 @@ from scipy.special import expit
 from ctdb import datasets
 from ctdb.errors import DatasetError
 from ctdb.files import write_hdf5
-from ctdb.simulation import SimulationSettings, counts, ctd_counts, embedding, rectify, simulate, standardise
+from ctdb.simulation import (
+    SimulationSettings,
+    biases,
+    counts,
+    ctd_counts,
+    embedding,
+    rectify,
+    simulate,
+    standardise,
+)
 
 N_DRAWS = 200_000
 RATES = (0.05, 0.4, 0.7, 1.0, 1.05, 1.3, 1.7, 2.05, 3.4, 9.2)
@@ -264,3 +273,222 @@ def test_an_empty_split_is_an_error_with_a_remedy(activity):
         simulate(path, settings(valid_fraction=0.001))
     with pytest.raises(ValueError, match="their sum must be below 1"):
         settings(valid_fraction=0.5, test_fraction=0.5)
+
+
+# -------------------------------------------------------------------------------------------- trials of unequal lengths
+
+LENGTHS = np.random.default_rng(8).integers(6, 26, 40)
+PADDING = np.arange(25) >= LENGTHS[:, None]
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Write an activity with a body and named conditions; `padding` fills what stands beyond each trial's end."""
+
+    def write(padding=None, n_trials=40):
+        rng = np.random.default_rng(1)
+        arrays = {
+            "states": make_states(n_trials),
+            "inputs": rng.normal(size=(n_trials, 25, 3)).astype(np.float32),
+            "inputs_true": rng.normal(size=(n_trials, 25, 2)).astype(np.float32),
+            "behavior": rng.normal(size=(n_trials, 25, 4)).astype(np.float32),
+            "condition": rng.integers(0, 2, n_trials),
+        }
+        if padding is not None:
+            arrays["n_bins"] = np.resize(LENGTHS, n_trials)
+            for name in ("states", "inputs", "inputs_true", "behavior"):
+                arrays[name][np.arange(25) >= arrays["n_bins"][:, None]] = padding
+        names = {
+            "input_names": ["a", "b", "c"],
+            "output_names": ["x"],
+            "true_input_names": ["a", "b"],
+            "behavior_names": ["pos_x", "pos_y", "vel_x", "vel_y"],
+            "condition_names": ["left", "right"],
+        }
+        write_hdf5(tmp_path / "recorded.h5", arrays, {"bin_s": 0.02, **names})
+        return tmp_path / "recorded.h5", arrays
+
+    return write
+
+
+HOW = {
+    "exp": {},
+    "dispersed": {"dispersion": 1.5},
+    "narrow": {"dispersion": 0.5},
+    "ctd": {"compatibility": "ctd", "dispersion": 0.5},
+    "sigmoid": {"rectification": "sigmoid", "mean_rate_hz": 20.0},
+    "softplus": {"rectification": "softplus", "mean_rate_hz": 20.0, "mean_rate_spread": 0.5},
+    "mean rate": {"mean_rate_hz": 20.0, "mean_rate_spread": 0.5},
+    "skipped": {"skip_bins": 4},
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_what_stands_in_the_padding_of_an_activity_changes_no_bit_and_the_dataset_has_0_there(record, tmp_path, how):
+    written = []
+    for padding in (0.0, 1e6, -1e30, np.nan):
+        dataset = simulate(record(padding)[0], settings(behavior=["pos_x"], **how))
+        datasets.write(tmp_path / "some.h5", dataset)
+        written.append((tmp_path / "some.h5").read_bytes())
+    assert len(set(written)) == 1
+    back = datasets.read(tmp_path / "some.h5")
+    for split in back.splits.values():
+        np.testing.assert_array_equal(split.n_bins, LENGTHS[split.trial] - how.get("skip_bins", 0))
+        padding = np.arange(split.recon_data.shape[1]) >= split.n_bins[:, None]
+        assert padding.any()
+        for name in ("encod_data", "recon_data", "ext_input", "inputs_true", "behavior", "latents", "truth"):
+            assert not getattr(split, name)[padding].any(), name
+            assert getattr(split, name)[~padding].any(), name
+
+
+def test_a_unit_far_from_0_overflows_no_rate_in_padding(record):
+    """Standardised, the 0 of the padding is then beyond what any rectification takes."""
+    path, arrays = record(0.0)
+    arrays["states"][:, :, 3] = np.where(PADDING, 0, -1e4 + arrays["states"][:, :, 3])
+    write_hdf5(path, arrays, {"bin_s": 0.02, "input_names": ["a", "b", "c"], "behavior_names": list("abcd")})
+    with np.errstate(all="raise", under="ignore"):
+        dataset = simulate(path, settings())
+    assert dataset["train"].truth.max() < 1e3
+
+
+def test_states_are_standardised_over_valid_bins(record):
+    path, arrays = record(0.0)
+    dataset = simulate(path, settings())
+    states = arrays["states"].astype(np.float64)
+    for neuron, name in enumerate(dataset.names["neurons"]):
+        own = states[:, :, int(name.removeprefix("unit "))]
+        for split in dataset.splits.values():
+            drive = (own[split.trial] - own[~PADDING].mean()) / own[~PADDING].std() / 2.0
+            inside = ~PADDING[split.trial]
+            np.testing.assert_allclose(split.truth[:, :, neuron][inside], np.exp(drive)[inside], rtol=1e-5)
+
+
+def pooled(dataset, name):
+    """Valid samples (samples, channels) of all splits."""
+    parts = []
+    for split in dataset.splits.values():
+        n_bins = np.full(split.n_trials, 25) if split.n_bins is None else split.n_bins
+        parts.append(getattr(split, name)[np.arange(split.recon_data.shape[1]) < n_bins[:, None]])
+    return np.concatenate(parts).astype(np.float64)
+
+
+@pytest.mark.parametrize("dispersion", [0.7, 1.0, 2.0])
+def test_mean_rate_fano_factor_and_split_are_those_of_the_settings_where_trials_end_early(record, dispersion):
+    asked = {"mean_rate_hz": 25.0, "rate_scale": 4.0, "valid_fraction": 0.25, "test_fraction": 0.15}
+    dataset = simulate(record(1e6, n_trials=400)[0], settings(dispersion=dispersion, **asked))
+    assert {name: split.n_trials for name, split in dataset.splits.items()} == {"train": 240, "valid": 100, "test": 60}
+    rates, spikes = pooled(dataset, "truth"), pooled(dataset, "recon_data")
+    np.testing.assert_allclose(rates.mean(0), 0.5, rtol=1e-5)
+    standard_error = np.sqrt(dispersion * 0.5 / len(spikes))
+    assert (np.abs(spikes.mean(0) - 0.5) < 5 * standard_error).all()
+    least = (rates - np.floor(rates)) * (1 - rates + np.floor(rates)) / rates
+    fano = (spikes - rates) ** 2 / rates - np.maximum(dispersion, least)
+    assert abs(fano.mean()) < 5 * fano.std() / math.sqrt(fano.size)
+
+
+# --------------------------------------------------------------------------------- mean rates, first bins and behaviour
+
+
+@pytest.mark.parametrize("rectification", ["exp", "softplus", "sigmoid"])
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_biases_give_each_neuron_the_mean_rate_that_was_asked_for(rectification, spread):
+    drive = np.random.default_rng(0).normal(scale=0.5, size=(5000, 12)) * np.linspace(0.1, 3, 12)
+    asked = settings(rectification=rectification, mean_rate_hz=15.0, mean_rate_spread=spread)
+    means = rectify((drive + biases(drive, asked, bin_s=0.02))[None], rectification)[0].mean(0)
+    assert means.mean() == pytest.approx(0.3, rel=1e-9)
+    if not spread:
+        np.testing.assert_allclose(means, 0.3, rtol=1e-9)
+    else:
+        assert means.std() > 0.05
+
+
+def test_mean_rates_spread_with_the_asked_deviation_of_their_logarithm_and_mean_1():
+    drive, n_neurons = np.zeros((2, 4000)), 4000
+    means = np.exp(biases(drive, settings(mean_rate_hz=10.0, mean_rate_spread=0.7), bin_s=0.02))
+    assert means.mean() == pytest.approx(0.2, rel=1e-12)
+    assert abs(np.log(means).std() - 0.7) < 5 * 0.7 / math.sqrt(2 * n_neurons)
+    other = np.exp(biases(drive, settings(mean_rate_hz=10.0, mean_rate_spread=0.7, seed=6), bin_s=0.02))
+    assert not np.array_equal(means, other)
+
+
+@pytest.mark.parametrize("rectification", ["exp", "softplus", "sigmoid"])
+def test_truth_and_spikes_have_the_mean_rate_that_was_asked_for(activity, rectification):
+    dataset = simulate(activity[0], settings(rectification=rectification, mean_rate_hz=30.0, rate_scale=4.0))
+    np.testing.assert_allclose(pooled(dataset, "truth").mean(0), 0.6, rtol=1e-5)
+    assert (np.abs(pooled(dataset, "recon_data").mean(0) - 0.6) < 5 * math.sqrt(0.6 / 1000)).all()
+
+
+def test_a_mean_rate_beyond_what_a_sigmoid_gives_is_refused(activity):
+    with pytest.raises(DatasetError, match=r"asks for 2\.2 spikes per bin, but a sigmoid ends at 2; lower it, or take"):
+        simulate(activity[0], settings(rectification="sigmoid", mean_rate_hz=110.0))
+    with pytest.raises(DatasetError, match="a sigmoid ends at 2"):  # of the fastest neuron alone
+        simulate(activity[0], settings(rectification="sigmoid", mean_rate_hz=60.0, mean_rate_spread=1.0))
+    assert simulate(activity[0], settings(mean_rate_hz=110.0))["train"].truth.max() > 2
+
+
+def test_a_spread_of_mean_rates_without_a_mean_rate_is_refused():
+    with pytest.raises(ValueError, match="mean_rate_spread spreads the neurons about mean_rate_hz, which is not set"):
+        settings(mean_rate_spread=0.5)
+
+
+@pytest.mark.parametrize("padding", [None, 1e6])
+def test_first_bins_are_left_out_of_everything(record, padding):
+    path, arrays = record(padding)
+    dataset = simulate(path, settings(skip_bins=4))
+    for split in dataset.splits.values():
+        assert split.recon_data.shape[1] == split.encod_data.shape[1] == split.truth.shape[1] == 21
+        inside = np.ones((split.n_trials, 21), bool) if padding is None else ~PADDING[split.trial, 4:]
+        sources = {"latents": "states", "ext_input": "inputs", "inputs_true": "inputs_true", "behavior": "behavior"}
+        for ours, theirs in sources.items():
+            np.testing.assert_array_equal(getattr(split, ours)[inside], arrays[theirs][split.trial, 4:][inside])
+        assert (split.n_bins is None) == (padding is None)
+        if padding is not None:
+            np.testing.assert_array_equal(split.n_bins, LENGTHS[split.trial] - 4)
+    cut = arrays["states"][:, 4:].astype(np.float64)
+    cut = cut.reshape(-1, 12) if padding is None else cut[~PADDING[:, 4:]]
+    unit, split = int(dataset.names["neurons"][0].removeprefix("unit ")), dataset["test"]
+    first = (split.latents[:, 0, unit] - cut[:, unit].mean()) / cut[:, unit].std() / 2
+    np.testing.assert_allclose(split.truth[:, 0, 0], np.exp(first), rtol=1e-5)  # what is left out has no say
+
+
+def test_more_first_bins_than_the_shortest_trial_has_are_refused(record, activity):
+    assert simulate(record(0.0)[0], settings(skip_bins=int(LENGTHS.min()) - 1))["train"].n_bins.min() >= 1
+    for path, skip in ((record(0.0)[0], int(LENGTHS.min())), (activity[0], 25), (activity[0], 30)):
+        with pytest.raises(DatasetError, match=rf"skip_bins {skip} leaves no bin of the shortest trial; lower it"):
+            simulate(path, settings(skip_bins=skip))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "columns"), [(None, [0, 1, 2, 3]), (["vel_y", "pos_x"], [3, 0]), (["pos_y"], [1]), ([], None)]
+)
+def test_behaviour_is_the_channels_that_were_asked_for_in_that_order(record, tmp_path, chosen, columns):
+    path, arrays = record()
+    datasets.write(tmp_path / "some.h5", simulate(path, settings(behavior=chosen)))
+    dataset = datasets.read(tmp_path / "some.h5")
+    for split in dataset.splits.values():
+        if columns is None:
+            assert split.behavior is None
+        else:
+            np.testing.assert_array_equal(split.behavior, arrays["behavior"][split.trial][:, :, columns])
+    names = ["pos_x", "pos_y", "vel_x", "vel_y"]
+    assert dataset.names.get("behavior") == (None if columns is None else [names[column] for column in columns])
+
+
+def test_unknown_behaviour_is_refused_with_the_nearest_name(record, activity):
+    with pytest.raises(DatasetError, match=r"no channel 'vel_z'; did you mean 'vel_y'\?"):
+        simulate(record()[0], settings(behavior=["pos_x", "vel_z"]))
+    with pytest.raises(DatasetError, match="no channel 'pos_x'; there is none to choose from"):
+        simulate(activity[0], settings(behavior=["pos_x"]))
+    assert simulate(activity[0], settings())["train"].behavior is None
+
+
+def test_names_of_inputs_and_conditions_are_kept(record, activity, tmp_path):
+    path, arrays = record()
+    datasets.write(tmp_path / "some.h5", simulate(path, settings()))
+    dataset = datasets.read(tmp_path / "some.h5")
+    assert dataset.names["inputs"] == ["a", "b", "c"]
+    assert dataset.names["inputs_true"] == ["a", "b"]
+    assert dataset.names["condition"] == ["left", "right"]
+    for split in dataset.splits.values():
+        np.testing.assert_array_equal(split.condition, arrays["condition"][split.trial])
+    assert set(simulate(activity[0], settings()).names) == {"neurons", "inputs"}  # a task without names has none

@@ -135,6 +135,9 @@ class _Checker:
             self._distinct(section, getattr(layout, section))
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         for name, task in tasks.items():
+            for variant in task["variants"]:  # names files
+                self._good_name(variant, f"tasks.{name}.variants.{variant}")
+            self._distinct(f"tasks.{name}.variants", task["variants"])
             if (missing := TASKS[task["kind"]].missing()) is not None:
                 self.problems.append(f"tasks.{name}: {missing}")
         network_tasks = {name: dict(entry).pop("task", None) for name, entry in layout.networks.items()}

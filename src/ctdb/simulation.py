@@ -123,9 +123,14 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
     if n_bins == 0 or lengths.min() < 1:
         raise DatasetError(f"skip_bins {settings.skip_bins} leaves no bin of the shortest trial; lower it")
     valid = np.arange(n_bins) < lengths[:, None]
+    if "n_bins" in recorded:  # whatever was recorded in padding, the dataset has 0 there
+        for name in PER_BIN:
+            if name in recorded and recorded[name].size:
+                recorded[name] = np.where(valid[..., None], recorded[name], 0)
     n_neurons = settings.n_heldin + settings.n_heldout
     units = embedding(states[valid], n_neurons, settings.seed)
     drive = standardise(states, settings.compatibility, valid)[:, :, units] / settings.rate_scale
+    drive[~valid] = 0  # a rate that overflows in padding would be no zero there, but NaN
     if settings.mean_rate_hz is not None:
         drive += biases(drive[valid], settings, float(facts["bin_s"]))
     truth = rectify(drive, settings.rectification) * valid[..., None]

@@ -208,7 +208,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_valid_rates(kind):
     assert padding.any()
     changed = {name: getattr(train, name).copy() for name in ("encod_data", "recon_data", "ext_input", "behavior")}
     for value in changed.values():
-        value[padding] += 4
+        value[padding] = 1e6
     other = replace(train, **changed)
     results = []
     for split in (train, other):
@@ -228,7 +228,12 @@ def test_padding_and_missing_spikes_are_none_to_see_and_do_not_weigh(kind):
     for counts in (train.encod_data, train.recon_data):
         counts += 1
         counts[:, 2, 1] = np.nan
+    padding = np.arange(BINS + 2) >= train.n_bins[:, None]
+    for value in (train.encod_data, train.recon_data, train.ext_input):
+        value[padding[:, : value.shape[1]]] = np.inf
     batch = make_model(kind, make_data(n_recon_bins=BINS + 2)).tensors(train)
+    for name in ("encod_data", "recon_data", "ext_input"):
+        assert not batch[name][torch.from_numpy(padding[:, : batch[name].shape[1]])].any()
     observed = train.observed()
     assert torch.equal(batch["weight"] > 0, torch.from_numpy(observed))
     assert torch.equal(batch["encod_data"] > 0, torch.from_numpy(observed[:, :BINS, :HELDIN]))

@@ -753,6 +753,23 @@ def test_counts_hidden_by_a_weight_of_0_change_nothing(backend, dtype):
     assert_same(*found)
 
 
+@pytest.mark.parametrize("wide", ["bin", "value"])
+def test_rates_beyond_all_numbers_change_nothing_where_nothing_weighs(backend, dtype, wide):
+    """As those of a model without bounds, some bins after a trial's end."""
+    case = PoissonCase(5, 9, 5, 20, "float", wide)
+    (factors, readout, counts, weight, _), leaves, _ = poisson_arguments(case, dtype)
+    with torch.no_grad():
+        weight[:, 6:] = 0
+    found = []
+    for scale in (1.0, 1e6):
+        with torch.no_grad():
+            factors[:, 6:] *= scale
+        with use_backend(backend):
+            total = poisson_nll(factors, readout, counts, weight)
+        found.append({"sum": total.detach(), **gradients({"sum": total}, leaves, Draw(1, dtype))})
+    assert_same(*found)
+
+
 def test_counts_of_any_type_give_the_same_likelihood(backend):
     case = PoissonCase(5, 9, 5, 20)
     (factors, readout, counts, weight, _), _, _ = poisson_arguments(case, torch.float64)

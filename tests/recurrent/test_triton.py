@@ -397,6 +397,22 @@ def test_poisson_equals_its_definition(dtype, wide, learned):
     assert torch.equal(alone, found)
 
 
+@needs_triton
+def test_rates_beyond_all_numbers_change_nothing_where_nothing_weighs():
+    draw = Draw(torch.float32)
+    factors, readout, weight = draw(5, 3, 4), draw.linear(4, 6), torch.ones(5, 3, 1, device=DEVICE)
+    weight[:, 2] = 0
+    found = []
+    for scale in (1.0, 1e6):
+        with torch.no_grad():
+            factors[:, 2] *= scale
+        sums, grads = tk.TritonKernels().poisson(
+            PoissonCall(factors, readout, torch.ones(5, 3, 6, device=DEVICE), weight, None)
+        )
+        found.append([sums, *grads])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
 def side_by_side(values):
     """The same calls, or results, of several models as one with a leading axis."""
     first = values[0]

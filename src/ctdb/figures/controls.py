@@ -78,9 +78,8 @@ class Controls(Figure):
         axes = canvas.subplots(
             len(rows), n_columns, squeeze=False, gridspec_kw={"height_ratios": [heights[row] for row in rows]}
         )
-        shown = np.argsort(-trials.recon_data[:, :, : dataset.n_heldin].sum((0, 1)), kind="stable")[
-            : settings.n_neurons
-        ]
+        n_spikes = np.where(trials.observed(), trials.recon_data, 0).sum((0, 1))[: dataset.n_heldin]
+        shown = np.argsort(-n_spikes, kind="stable")[: settings.n_neurons]
         tables = []
         for column, model in enumerate(settings.models):
             path = files["fit", settings.dataset, model, settings.seed]

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 
+from ctdb.datasets import Split
 from ctdb.errors import MetricError
 from ctdb.metrics.bits_per_spike import heldin_bits_per_spike
 from ctdb.metrics.case import METRICS, Case, NotApplicableError
@@ -160,11 +161,14 @@ def condition_means(case: Case) -> np.ndarray:
 
 def known_behavior(case: Case, split: str) -> np.ndarray:
     """Behaviour of a split with NaN in padding."""
-    trials = case.dataset[split]
-    behavior = case.known("behavior", split)
+    return _padded_with(np.nan, case.known("behavior", split), case.dataset[split])
+
+
+def _padded_with(fill: float, values: np.ndarray, trials: Split) -> np.ndarray:
+    """Values (trials, bins, channels) with `fill` in padding."""
     if trials.n_bins is None:
-        return behavior
-    return np.where((np.arange(behavior.shape[1]) < trials.n_bins[:, None])[..., None], behavior, np.nan)
+        return values
+    return np.where((np.arange(values.shape[1]) < trials.n_bins[:, None])[..., None], values, fill)
 
 
 def _ridge_score(case: Case, decoder: Literal["linear", "sequence"]) -> TrialSums:
@@ -173,6 +177,7 @@ def _ridge_score(case: Case, decoder: Literal["linear", "sequence"]) -> TrialSum
     if name not in case.outputs[case.split]:
         raise NotApplicableError("there are neither factors nor latents to decode from")
     splits = dict.fromkeys(("train", "valid", case.split))
-    features = {split: case.inferred(name, split) for split in splits}
+    # A sequence is decoded from all bins, of which a trial has no more than its own.
+    features = {split: _padded_with(0.0, case.inferred(name, split), case.dataset[split]) for split in splits}
     behavior = {split: known_behavior(case, split) for split in splits}
     return behavior_r2_sums(true, decode(features, behavior, decoder)[case.split], case.trials.n_bins)

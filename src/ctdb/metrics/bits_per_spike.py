@@ -19,14 +19,15 @@ def log_likelihood_terms(rates: np.ndarray, spikes: np.ndarray) -> np.ndarray:
     return spikes * np.log(rates) - rates
 
 
-def check_rates(rates: np.ndarray) -> None:
-    """Raise MetricError for rates of no neurons and for negative ones."""
+def check_rates(rates: np.ndarray, valid: np.ndarray | None = None) -> None:
+    """Raise MetricError for rates of no neurons and for negative ones, of `valid` (trials, bins) bins where given."""
     if np.size(rates) == 0:
         raise MetricError(
             f"rates of no neurons: shape {np.shape(rates)}. "
             "Hold out neurons (`n_heldout`) before asking for a held-out score"
         )
-    if (np.asarray(rates) < 0).any():
+    negative = np.asarray(rates) < 0
+    if (negative if valid is None else negative & valid[..., None]).any():
         raise MetricError("rates must be at least 0 spikes per bin; were log-rates given?")
 
 
@@ -36,8 +37,7 @@ def _without_missing(spikes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(missing, 0, spikes), missing.astype(np.float64)
 
 
-def _check_rates_of_spikes(rates: np.ndarray, spikes: np.ndarray) -> None:
-    check_rates(rates)
+def _check_shapes(rates: np.ndarray, spikes: np.ndarray) -> None:
     if np.shape(rates) != np.shape(spikes):
         raise MetricError(f"rates {np.shape(rates)} and spikes {np.shape(spikes)} must have the same shape")
 
@@ -46,7 +46,7 @@ def bits_per_spike_sums(
     rates: np.ndarray, spikes: np.ndarray, null_rates: np.ndarray, n_bins: np.ndarray | None = None
 ) -> TrialSums:
     """Bits per spike as sums over trials; see :func:`bits_per_spike`. Counts that are NaN are missing and left out."""
-    _check_rates_of_spikes(rates, spikes)
+    _check_shapes(rates, spikes)
     check_rates(null_rates)
     try:
         null = np.broadcast_to(np.asarray(null_rates, np.float64), np.shape(spikes))
@@ -57,6 +57,7 @@ def bits_per_spike_sums(
         ) from None
     spikes, missing = _without_missing(spikes)
     rates, spikes, null, missing, valid = trials_of(rates, spikes, null, missing, n_bins=n_bins)
+    check_rates(rates, valid)
     gain = log_likelihood_terms(rates, spikes) - log_likelihood_terms(null, spikes)
     gain = masked(np.where(missing, 0, gain), valid).sum((1, 2))
     n_spikes = masked(spikes, valid).sum((1, 2))
@@ -104,9 +105,10 @@ def bits_per_spike(
 
 def poisson_nll_sums(rates: np.ndarray, spikes: np.ndarray, n_bins: np.ndarray | None = None) -> TrialSums:
     """Poisson negative log-likelihood per bin and neuron as sums over trials; see :func:`poisson_nll`."""
-    _check_rates_of_spikes(rates, spikes)
+    _check_shapes(rates, spikes)
     spikes, missing = _without_missing(spikes)
     rates, spikes, missing, valid = trials_of(rates, spikes, missing, n_bins=n_bins)
+    check_rates(rates, valid)
     spikes = masked(spikes, valid)
     constant = np.array([math.lgamma(k + 1) for k in range(int(spikes.max(initial=0)) + 1)])
     nll = constant[spikes.astype(np.int64)] - log_likelihood_terms(rates, spikes)
@@ -159,7 +161,8 @@ def _co_bps_ctd(case: Case) -> TrialSums:
     spikes = _observed(case.trials)[:, :, neurons]
     if spikes.shape[2] == 0:
         raise NotApplicableError("there are no more neurons than input channels")
-    return bits_per_spike_sums(case.inferred("rates")[:, :, neurons], spikes, _mean_counts(spikes))
+    rates = case.inferred("rates")[:, :, neurons]
+    return bits_per_spike_sums(rates, spikes, _mean_counts(spikes), case.trials.n_bins)
 
 
 def _bits_per_spike(case: Case, neurons: slice, rates: str = "rates", forward: bool = False) -> TrialSums:
@@ -168,7 +171,10 @@ def _bits_per_spike(case: Case, neurons: slice, rates: str = "rates", forward: b
     n_bins = case.dataset.n_bins
     bins = slice(n_bins, None) if forward else slice(None, n_bins)
     null = _mean_counts(_observed(case.train)[:, bins, neurons])
-    return bits_per_spike_sums(case.inferred(rates)[:, bins, neurons], _observed(case.trials)[:, bins, neurons], null)
+    spikes, lengths = _observed(case.trials)[:, bins, neurons], case.trials.n_bins
+    if forward and lengths is not None:
+        lengths = lengths - n_bins
+    return bits_per_spike_sums(case.inferred(rates)[:, bins, neurons], spikes, null, lengths)
 
 
 def _observed(trials: Split) -> np.ndarray:

@@ -22,16 +22,16 @@ def cycle_consistency_sums(
     n_bins_eval: np.ndarray | None = None,
 ) -> TrialSums:
     """Cycle consistency as sums over trials; see :func:`cycle_consistency`."""
-    check_rates(rates_train)
-    check_rates(rates_eval)
     latents, rates, valid = trials_of(latents_train, rates_train, n_bins=n_bins_train)
+    check_rates(rates, valid)
     log_rates = np.log(np.maximum(rates[valid], RATE_FLOOR))
     weights, offset = linear_map(latents[valid], log_rates)
     left, singular, right = np.linalg.svd(weights, full_matrices=False)
     share = np.cumsum(singular**2) / max((singular**2).sum(), np.finfo(float).tiny)
     rank = min(int(np.searchsorted(share, VARIANCE_KEPT)) + 1, len(singular))
     inverse = right[:rank].T @ np.diag(1 / singular[:rank]) @ left[:, :rank].T if singular[0] > 0 else weights.T * 0
-    latents_eval, rates_eval, _ = trials_of(latents_eval, rates_eval, n_bins=n_bins_eval)
+    latents_eval, rates_eval, valid_eval = trials_of(latents_eval, rates_eval, n_bins=n_bins_eval)
+    check_rates(rates_eval, valid_eval)
     check_channels(latents_eval, weights)
     check_channels(rates_eval, weights.T)
     if through == "predicted":

@@ -228,10 +228,10 @@ class Model(nn.Module, ABC):
 
         Returns
         -------
-        `encod_data`, 0 in padding and where it is missing (NaN); `recon_data` if there; `ext_input`, with no channels
-        where there is none; `weight`, 1 for values that count and 0 in padding: (trials, bins, 1), or (trials, bins,
-        neurons) where values are missing, and then `in_trial` (trials, bins, 1) is 0 in padding alone; and `n_bins`,
-        the valid bins that the model sees of each trial, where trials have padding.
+        `encod_data`, and `recon_data` if there, 0 in padding and where they are missing (NaN); `ext_input`, 0 in
+        padding, with no channels where there is none; `weight`, 1 for values that count and 0 in padding: (trials,
+        bins, 1), or (trials, bins, neurons) where values are missing, and then `in_trial` (trials, bins, 1) is 0 in
+        padding alone; and `n_bins`, the valid bins that the model sees of each trial, where trials have padding.
         """
         arrays = trials.arrays() if isinstance(trials, Split) else dict(trials)
         sizes = self.session_sizes(session)
@@ -243,7 +243,10 @@ class Model(nn.Module, ABC):
         made["weight"] = encod.new_ones(len(encod), n_bins, 1)
         if "n_bins" in arrays:
             made["weight"][:, :, 0] = torch.arange(n_bins) < torch.as_tensor(arrays["n_bins"])[:, None]
-            made["encod_data"] = encod * made["weight"][:, : encod.shape[1]]
+            for name in ("encod_data", "recon_data", "ext_input"):
+                if name in made:
+                    in_trial = made["weight"][:, : made[name].shape[1]] > 0
+                    made[name] = torch.where(in_trial, made[name], 0)
             made["n_bins"] = torch.as_tensor(arrays["n_bins"]).clamp(max=encod.shape[1])
         if any(made[name].isnan().any() for name in ("encod_data", "recon_data") if name in made):
             made["in_trial"] = made["weight"]

@@ -139,10 +139,10 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     seed
         Seed of the network's noise.
     out
-        HDF5 file: `states`, `outputs`, `success` of each trial and the trials' own arrays, (trials, bins, channels) or
-        (trials,); the `inputs` are what the network saw in that very bin, and `behavior` what its body did. Attributes:
-        names of channels and conditions, `loss`, mean `success`, and, where the outputs are the answer,
-        `baseline_loss` and `baseline_success` of always answering each output's mean.
+        HDF5 file: `states`, `outputs`, `success` of each trial and the trials' own arrays, (trials, bins, channels), 0
+        in padding, or (trials,); the `inputs` are what the network saw in that very bin, and `behavior` what its body
+        did. Attributes: names of channels and conditions, `loss`, mean `success`, and, where the outputs are the
+        answer, `baseline_loss` and `baseline_success` of always answering each output's mean.
 
     Raises
     ------
@@ -160,8 +160,9 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     if body is not None:
         _check_finite(run, trials, "simulation")
     inside = valid_bins(tensors, run.outputs.shape[1])[..., None]
-    recorded = {"states": run.states, "outputs": run.outputs, "inputs": run.inputs, "behavior": run.behavior}
-    arrays = {name: torch.where(inside, value, 0).numpy() for name, value in recorded.items() if value is not None}
+    run = Rollout(*[None if value is None else torch.where(inside, value, 0) for value in run])
+    tensors |= {name: torch.where(inside, tensors[name], 0) for name in ("inputs_true", "targets", "loss_weight")}
+    arrays = {name: value for name, value in {**tensors, **run._asdict()}.items() if value is not None}
     exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
     precise = Rollout(*[None if value is None else value.double() for value in run])
     success, facts = (
@@ -185,4 +186,5 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
         share = facts["loss"] / facts["baseline_loss"]
         print(f"always answering the mean: loss {facts['baseline_loss']:.3g}, success {facts['baseline_success']:.1%}")
         print(f"the network's loss is {share:.1%} of that")
-    write_hdf5(out, {**trials.arrays(), **arrays, "success": success.float().numpy()}, facts)
+    arrays["success"] = success.float()
+    write_hdf5(out, {name: value.numpy() for name, value in arrays.items()}, facts)

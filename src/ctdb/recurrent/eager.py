@@ -187,7 +187,8 @@ def poisson_nll(
     learned
         Values whose error may teach; the others count in the sum, but have no gradient. All where not given.
     """
-    log_rates, counts = readout(factors), torch.where(weight > 0, counts.to(factors.dtype), 0)
+    # Where nothing weighs, a rate may be beyond all numbers: 0 times that would be NaN.
+    log_rates, counts = (torch.where(weight > 0, value, 0) for value in (readout(factors), counts.to(factors.dtype)))
     nll = log_rates.exp() - counts * log_rates + torch.lgamma(counts + 1)
     if learned is not None:
         nll = torch.where(learned > 0, nll, nll.detach())

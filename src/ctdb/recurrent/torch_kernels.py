@@ -275,7 +275,8 @@ class TorchKernels:
     def poisson(self, call: PoissonCall) -> tuple[Tensor, Any]:
         """Sum, and its gradients."""
         counts = torch.where(call.weight > 0, call.counts.to(call.factors.dtype), 0)
-        log_rates = call.readout(call.factors)
+        # Where nothing weighs, a rate may be beyond all numbers: 0 times that would be NaN.
+        log_rates = torch.where(call.weight > 0, call.readout(call.factors), 0)
         error = log_rates.exp()
         total = (call.weight * (error - counts * log_rates + torch.lgamma(counts + 1))).sum()
         if not call.keeps:

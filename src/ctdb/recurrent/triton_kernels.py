@@ -859,6 +859,8 @@ def poisson(call: PoissonCalls) -> tuple[Tensor, list[Tensor | None]]:
         What to do.
     """
     log_rates = _project(call.factors, call.readout.weight, call.readout.bias)
+    # Where nothing weighs, a rate may be beyond all numbers: 0 times that would be NaN.
+    log_rates = log_rates.masked_fill_(call.weight == 0, 0)
     counts = call.counts.to(log_rates.dtype)
     error = log_rates.exp()
     nll = (error + torch.lgamma(counts + 1)).sub_(log_rates.mul_(counts)).mul_(call.weight)

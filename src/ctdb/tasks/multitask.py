@@ -110,6 +110,7 @@ class MultiTaskSettings(TaskSettings):
     bin_s: Positive = 0.02
     train: MultiTaskTrialSettings = MultiTaskTrialSettings(seed=0)
     simulate: MultiTaskSimulationSettings = MultiTaskSimulationSettings(seed=100)
+    variants: dict[str, MultiTaskSimulationSettings] = {}
     subtasks: NonEmpty[str] = SUBTASKS
     n_bins: Count = 320
     duration_scale: Positive = 1.0
@@ -123,11 +124,12 @@ class MultiTaskSettings(TaskSettings):
                 raise ValueError(f"unknown sub-task {name!r}; {nearest(name, SUBTASKS)}")
             if self.subtasks.count(name) > 1:
                 raise ValueError(f"sub-task {name!r} is named twice in subtasks")
-        for drawn in ("train", "simulate"):
-            n_trials = getattr(self, drawn).n_trials
-            if n_trials < len(self.subtasks):
+        variants = {f"variants.{name}": drawn for name, drawn in self.variants.items()}
+        for name, drawn in {"train": self.train, "simulate": self.simulate, **variants}.items():
+            if drawn.n_trials < len(self.subtasks):
                 raise ValueError(
-                    f"{drawn}.n_trials {n_trials} is less than one trial for each of the {len(self.subtasks)} sub-tasks"
+                    f"{name}.n_trials {drawn.n_trials} is less than one trial for each of the "
+                    f"{len(self.subtasks)} sub-tasks"
                 )
         longest = {name: int((self.durations(name)[:, 1] - 1).sum()) for name in self.subtasks}
         name = max(longest, key=longest.__getitem__)
