@@ -550,10 +550,10 @@ def test_without_motornet_a_random_target_task_is_refused_with_the_install_comma
 
 def test_a_part_of_a_simulation_s_settings_leaves_the_defaults_of_the_simulation(written, monkeypatch):
     monkeypatch.setattr(TASKS["random_target"], "missing", lambda: None)
-    parts = "{kind: random_target, simulate: {n_trials: 7}, train: {n_trials: 9, seed: 2}, variants: {far: {seed: 5}}}"
+    parts = "{kind: random_target, simulate: {n_trials: 7, seed: 3}, train: {n_trials: 9, seed: 2}, variants: {far: {seed: 5}}}"
     task = load(written(("{kind: nbff, n_bits: 2}", parts)))["tasks"]["flip"]
     whole = TASKS["random_target"].Settings(kind="random_target").model_dump()
-    assert task["simulate"] == whole["simulate"] | {"n_trials": 7}
+    assert task["simulate"] == whole["simulate"] | {"n_trials": 7, "seed": 3}
     assert task["variants"]["far"] == whole["simulate"] | {"seed": 5}
     assert task["train"] == whole["train"] | {"n_trials": 9, "seed": 2}
     assert (task["simulate"]["n_bins"], task["train"]["n_bins"]) == (155, 300)

@@ -79,8 +79,9 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
-    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics`; and `modules`,
-    section to kind to the module that defines it.
+    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics`; `requires`, task to
+    the `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the
+    module that defines it.
 
     Raises
     ------
@@ -112,6 +113,10 @@ def data_path(path: str) -> Path:
     if "CTDB_DATA" not in os.environ:
         path = path.replace("${CTDB_DATA}", DEFAULT_DATA).replace("$CTDB_DATA", DEFAULT_DATA)
     return Path(os.path.expandvars(path)).expanduser()
+
+
+def _requirements(kind: str) -> dict[str, Any]:
+    return {"packages": list(TASKS[kind].requires), "install": TASKS[kind].install}
 
 
 class _Checker:
@@ -147,7 +152,7 @@ class _Checker:
             self._known("task", task, layout.tasks, f"networks.{name}.task")
             if name in networks:
                 networks[name]["task"] = task
-        datasets = self._datasets(layout, networks, tasks)
+        datasets = self._datasets(layout, tasks)
         models = self._kinds("models", layout.models, MODELS)
         figures = self._kinds("figures", layout.figures, FIGURES)
         metrics = None if layout.scores.metrics == "applicable" else list(layout.scores.metrics)
@@ -158,7 +163,7 @@ class _Checker:
         self._heldout(datasets, metrics, fits)
         for name, settings in figures.items():
             needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
-            self._needs(name, needs, networks, tasks, datasets, fits)
+            self._needs(name, needs, layout, tasks, datasets, fits)
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics")
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
@@ -181,6 +186,7 @@ class _Checker:
             "fits": fits,
             "metrics": metrics,
             "figures": figures,
+            "requires": {name: _requirements(task["kind"]) for name, task in tasks.items()},
             "modules": {section: registry.modules for section, registry in registries.items()},
         }
 
@@ -235,7 +241,7 @@ class _Checker:
                     checked[name] = settings.model_dump()
         return checked
 
-    def _datasets(self, layout: Layout, networks: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    def _datasets(self, layout: Layout, tasks: Mapping[str, Any]) -> dict[str, Any]:
         """Datasets: their `settings`, their `sources`, and whether their absence is excused (`optional`)."""
         checked = {}
         for name, settings in self._kinds("datasets", layout.datasets, DATASETS).items():
@@ -245,7 +251,7 @@ class _Checker:
             for index, (what, *names) in enumerate(sources):
                 where = f"datasets.{name}"
                 if what == "activity":
-                    self._activity(names, networks, tasks, where)
+                    self._activity(names, layout.networks, tasks, where)
                 elif what == "dataset":
                     key = "dataset" if "dataset" in settings else f"datasets[{index}]"
                     if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):
@@ -388,7 +394,7 @@ class _Checker:
         self,
         figure: str,
         needs: list[tuple],
-        networks: Mapping[str, Any],
+        layout: Layout,
         tasks: Mapping[str, Any],
         datasets: Mapping[str, Any],
         fits: list[dict[str, Any]],
@@ -397,7 +403,7 @@ class _Checker:
         for what, *names in needs:
             where = f"figures.{figure}"
             if what == "activity":
-                self._activity(names, networks, tasks, where)
+                self._activity(names, layout.networks, tasks, where)
             elif what == "dataset":
                 self._known("dataset", names[0], datasets, f"{where}.dataset")
             elif what == "fit":
@@ -416,10 +422,9 @@ class _Checker:
         """Refuse the activity of a network, or on a variant of its task, that is not there."""
         network, _, variant = names
         if self._known("network", network, networks, f"{where}.network") and variant:
-            task = networks[network]["task"]
-            self._known(
-                f"variant of task {task!r}", variant, tasks.get(task, {}).get("variants", {}), f"{where}.variant"
-            )
+            task = networks[network].get("task")
+            if task in tasks:
+                self._known(f"variant of task {task!r}", variant, tasks[task]["variants"], f"{where}.variant")
 
     def _known(self, what: str, name: Any, valid: Any, where: str) -> bool:
         if name in valid if isinstance(name, str) else False:

@@ -2,6 +2,8 @@
 
 import fcntl
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,8 @@ def plan(chosen: Sequence[Path | str], overrides: Mapping[str, Any], default: Pa
     Raises
     ------
     ConfigError
-        If the file is wrong, several are given, a dataset's file is absent, or the results cannot be written.
+        If the file is wrong, several are given, a dataset's file or a task's package is absent, or the results cannot
+        be written.
     """
     if len(chosen) > 1 or overrides:
         raise ConfigError(
@@ -43,10 +46,25 @@ def plan(chosen: Sequence[Path | str], overrides: Mapping[str, Any], default: Pa
     checked = config.load(path, cache=STATE)
     _refuse_unwritable(Path(checked["results"]), path)
     absent = _absent_files(checked, path)
+    _refuse_missing_packages(checked, path)
     left = _without(checked, absent) if absent else checked
     if not left["fits"]:
         raise ConfigError(f"{path}: nothing is left to fit: the file of every dataset of `fits` is absent")
     return left
+
+
+def _refuse_missing_packages(plan: Mapping[str, Any], path: Path | str) -> None:
+    """Told before any job starts; not part of the plan, which is remembered while packages come and go."""
+    for task, required in plan["requires"].items():
+        for package in required["packages"]:
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(f"{path}: tasks.{task}: needs {package}; {required['install']}")
+
+
+def versions(plan: Mapping[str, Any], task: str) -> str:
+    """Versions of the packages that a task needs beyond ctdb's own, which are part of what it does; "" for most."""
+    packages = plan["requires"][task]["packages"]
+    return " ".join(f"{name}=={importlib.metadata.version(name)}" for name in packages)
 
 
 def code(repository: Path | str, script: str, *modules: str) -> str:

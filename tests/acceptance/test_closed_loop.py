@@ -10,7 +10,9 @@ pytestmark = pytest.mark.acceptance
 SHORT = {"n_bins": 20, "target_on": [2, 4], "go": [6, 9], "bump_anywhere": [0, 10], "bump_bins": [2, 4]}
 
 COMPILED = """
+import copy
 import torch
+from ctdb.networks import rollout as rollouts
 from ctdb.networks.base import build
 from ctdb.networks.rollout import rollout
 from ctdb.recurrent import Noise, use_backend
@@ -31,7 +33,20 @@ for n_trials in (9, 4):
         found[backend] = [*run, *(p.grad for p in network.parameters())]
     for ours, theirs in zip(found["cpu"], found["eager"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-assert "_compiled_step" in network.__dict__
+# The step belongs to no network and no body: another body, and a copy with other weights.
+slow = tasks.build({{"kind": "random_target", "bin_s": 0.005, "simulate": {{"seed": 1, "n_trials": 9, **short}}}})
+other = copy.deepcopy(network)
+with torch.no_grad():
+    other.output.bias += 1
+trials = tasks.simulation_trials(slow).tensors()
+for one, body in ((network, slow.body()), (other, task.body())):
+    runs = []
+    for backend in ("eager", "cpu"):
+        with use_backend(backend), torch.no_grad():
+            runs.append(rollout(one, trials, body))
+    for ours, theirs in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+assert not rollouts._refused
 print("equal")
 """
 

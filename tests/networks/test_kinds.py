@@ -15,7 +15,8 @@ from ctdb.files import read_hdf5
 from ctdb.networks.base import build
 from ctdb.networks.rollout import rollout
 from ctdb.networks.train import record_activity, train_network
-from ctdb.recurrent import EIRateCell, Noise, backends, use_backend
+from ctdb.recurrent import Noise, backends, use_backend
+from ctdb.recurrent.rate_cells import EIRateCell
 from ctdb.tasks import base as tasks
 from ctdb.tasks.base import Body, simulation_trials, training_trials
 

@@ -7,10 +7,11 @@ import torch
 from ctdb import networks
 from ctdb.errors import TaskError
 from ctdb.files import read_hdf5, read_yaml
+from ctdb.networks import rollout as rollouts
 from ctdb.networks.base import build
 from ctdb.networks.rollout import rollout
 from ctdb.networks.train import record_activity, train_network
-from ctdb.recurrent import Noise, use_backend
+from ctdb.recurrent import Noise, cpu, use_backend
 from ctdb.tasks import base as tasks
 from ctdb.tasks.base import simulation_trials, training_trials
 
@@ -111,6 +112,49 @@ def test_open_and_closed_loop_agree_on_the_same_inputs(loop):
     torch.testing.assert_close(opened.states, closed.states, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(opened.outputs, closed.outputs, rtol=1e-5, atol=1e-6)
     assert opened.behavior is None
+
+
+def test_a_closed_loop_runs_in_double_precision():
+    task = reaching()
+    trials, network = simulation_trials(task).tensors(), network_for(task)
+    with torch.no_grad(), use_backend("eager"):
+        single = rollout(network, trials, task.body(), noise_of(torch.arange(12)))
+        double = rollout(network.double(), trials, task.body(), noise_of(torch.arange(12)))
+        again = rollout(network.float(), trials, task.body(), noise_of(torch.arange(12)))
+    for ours, theirs, repeated in zip(double, single, again, strict=True):
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours.float(), theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(repeated, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_closed_loop_runs_on_a_gpu():
+    task = reaching()
+    trials, network = simulation_trials(task).tensors(), network_for(task)
+    on_gpu = {name: value.cuda() for name, value in trials.items()}
+    with torch.no_grad(), use_backend("eager"):
+        here = rollout(network, trials, task.body(), noise_of(torch.arange(12)))
+        there = rollout(network.cuda(), on_gpu, reaching().body(), noise_of(torch.arange(12).cuda()))
+    for ours, theirs in zip(there, here, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_where_torch_cannot_compile_the_step_it_runs_plainly_and_says_so_once(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise torch._dynamo.exc.InternalTorchDynamoError("no Python.h")
+
+    monkeypatch.setattr(rollouts, "_refused", [])
+    monkeypatch.setattr(rollouts, "_compiler", lambda: refuse)
+    task = reaching()
+    trials, network = simulation_trials(task).tensors(), network_for(task)
+    plain = rollout(network, trials, task.body(), None) if cpu.why_not() else None
+    for _ in range(2):
+        run = rollout(network, trials, task.body(), None)
+    with use_backend("eager"):
+        expected = rollout(network, trials, task.body(), None)
+    torch.testing.assert_close(run.behavior, expected.behavior)
+    if plain is None:
+        assert capsys.readouterr().out.count("run plainly, because torch cannot compile their step: no Python.h") == 1
 
 
 def spec(**training):

@@ -8,20 +8,18 @@ from torch import nn
 
 from ctdb.recurrent import (
     Bidirectional,
-    ChaoticRateCell,
     ClippedGRUCell,
-    EIRateCell,
     EulerMLPCell,
     FanInLinear,
     GRUCell,
     LeakyRateCell,
     LinearCell,
-    OscillatorCell,
     TanhCell,
     UnitRowLinear,
     initialise,
     scan,
 )
+from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
 
 CLIP = 0.8  # low, so that some of the states drawn below are clipped and others are not
 

@@ -1,14 +1,13 @@
 """Reaching: trials against a plain loop, the arm against MotorNet's own environment, and what is refused."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from ctdb.errors import ConfigError
+from ctdb.errors import ConfigError, TaskError
 from ctdb.recurrent import Noise
 from ctdb.tasks.base import Rollout, TaskTrials, build, simulation_trials, training_trials
 
@@ -110,11 +109,17 @@ def test_starts_and_goals_are_uniform_in_joint_angles(drawn):
     assert reach.max() < farthest + 1e-5
     elbow = np.arccos(np.clip((reach**2 - LINKS[0] ** 2 - LINKS[1] ** 2) / (2 * LINKS[0] * LINKS[1]), -1, 1))
     assert_uniform(np.clip(np.floor((np.rad2deg(elbow) - 30) / 95 * 10), 0, 9), 0, 10)
+    behind = np.arctan2(LINKS[1] * np.sin(elbow), LINKS[0] + LINKS[1] * np.cos(elbow))
+    shoulder = np.rad2deg(np.arctan2(*goals.T[::-1]) - behind)
+    assert_uniform(np.clip(np.floor((shoulder - 30) / 75 * 10), 0, 9), 0, 10)
+    for start in degrees.T:
+        for angle in (shoulder, np.rad2deg(elbow)):
+            assert abs(np.corrcoef(start, angle)[0, 1]) < 5 / math.sqrt(N)
 
 
 def test_bumps_have_the_asked_size_direction_duration_and_time(drawn):
     _, phase, trials = drawn
-    force = trials.extra["force"]
+    force, go = trials.extra["force"], trials.extra["go_bin"]
     bumped = force.any((1, 2))
     n_bins = force.shape[1]
     sizes, directions, onsets, lengths = [], [], [], []
@@ -133,8 +138,14 @@ def test_bumps_have_the_asked_size_direction_duration_and_time(drawn):
     assert_uniform(np.clip(np.floor((np.array(directions) + math.pi) / (2 * math.pi) * 8), 0, 7), 0, 8)
     assert_uniform(np.array(lengths), 15, 30)
     assert 0.4 < bumped.mean() < 0.6
+    onsets = np.array(onsets)
+    if phase == "train":
+        since_go = onsets - go[bumped]
+        cued = go[bumped] >= 0
+        soon = (since_go >= 0) & (since_go < 40)
+        # Half begin within 40 bins of the cue; of the others, which begin anywhere in 270 bins, about 15 % do so too.
+        assert abs(soon[cued].mean() - 0.5 - 0.5 * 40 / 270) < 0.08
     if phase == "simulate":
-        onsets = np.array(onsets)
         late = onsets >= 70
         assert abs(late.mean() - 0.5) < 5 * 0.5 / math.sqrt(len(onsets))
         assert_uniform(onsets[late], 70, 110)
@@ -311,6 +322,8 @@ def test_success_is_ending_within_three_centimetres():
         ({"train": {"seed": 0, "bump_newtons": [10.0, 5.0]}}, "the smaller first"),
         ({"train": {"seed": 0, "bump_anywhere": [0, 400]}}, "too short for bumps"),
         ({"train": {"seed": 0, "bump_force": 3.0}}, "Extra inputs"),
+        ({"simulate": {"seed": 0, "bump_at": [500, 501]}}, "lies beyond the 155 bins"),
+        ({"simulate": {"seed": 0, "start_degrees": [200.0, 60.0]}}, "the shoulder cannot be at 200.0"),
     ],
 )
 def test_settings_that_cannot_be_drawn_are_refused(settings, message):
@@ -318,7 +331,12 @@ def test_settings_that_cannot_be_drawn_are_refused(settings, message):
         make_task(**settings)
 
 
+def test_goals_out_of_reach_are_refused():
+    with pytest.raises(TaskError, match=r"the hand reaches 0.141 to 0.642 m"):
+        draw(make_task(), goal_offset_m=[5.0, 0.0])
+
+
 def test_without_motornet_the_task_names_the_install_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "motornet", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     with pytest.raises(ConfigError, match=r"pip install 'ctdb\[motor\]'"):
         make_task()

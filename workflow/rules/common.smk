@@ -58,17 +58,25 @@ def task_of(network):
 
 
 def task_code(script):
-    """Params function: code of a rule of one task."""
-    return lambda wildcards: code(script, MODULES["tasks"][PLAN["tasks"][wildcards.task]["kind"]])
+    """Params function: code of a rule of one task, and of the packages that the task alone needs."""
+
+    def of(wildcards):
+        kind = PLAN["tasks"][wildcards.task]["kind"]
+        return f"{code(script, MODULES['tasks'][kind])} {ctdb_workflow.versions(PLAN, wildcards.task)}".strip()
+
+    return of
 
 
 def network_code(script):
-    """Params function: code of a rule of one network on its task."""
-    return lambda wildcards: code(
-        script,
-        MODULES["networks"][PLAN["networks"][wildcards.network]["kind"]],
-        MODULES["tasks"][PLAN["tasks"][task_of(wildcards.network)]["kind"]],
-    )
+    """Params function: code of a rule of one network on its task, and of the packages that the task alone needs."""
+
+    def of(wildcards):
+        task = task_of(wildcards.network)
+        network = MODULES["networks"][PLAN["networks"][wildcards.network]["kind"]]
+        own = code(script, network, MODULES["tasks"][PLAN["tasks"][task]["kind"]])
+        return f"{own} {ctdb_workflow.versions(PLAN, task)}".strip()
+
+    return of
 
 
 def task_file(network, part):

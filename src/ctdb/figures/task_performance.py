@@ -123,7 +123,7 @@ def _title(activity: Mapping[str, np.ndarray], facts: Mapping[str, Any], trial: 
 
 def _headline(network: str, facts: Mapping[str, Any]) -> str:
     line = f"{network}: success {facts['success']:.1%}"
-    if "baseline_loss" in facts:
+    if facts.get("baseline_loss"):
         line += f", loss {facts['loss'] / facts['baseline_loss']:.1%} of always answering the mean"
     return line
 

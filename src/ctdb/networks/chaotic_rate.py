@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctdb.networks import NETWORKS
 from ctdb.networks.base import Network, NetworkSettings
-from ctdb.recurrent import ChaoticRateCell
+from ctdb.recurrent.rate_cells import ChaoticRateCell
 from ctdb.settings import Count, Positive
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ctdb.networks import NETWORKS
 from ctdb.networks.base import Network, NetworkSettings
-from ctdb.recurrent import EIRateCell
+from ctdb.recurrent.rate_cells import EIRateCell
 from ctdb.settings import Positive
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ctdb.networks import NETWORKS
 from ctdb.networks.base import Network, NetworkSettings
-from ctdb.recurrent import OscillatorCell
+from ctdb.recurrent.rate_cells import OscillatorCell
 from ctdb.settings import NonNegative, Positive
 
 

@@ -90,7 +90,11 @@ def train_network(
         for name, split in trials.items()
     }
     code = (type(network).__module__, type(task).__module__, __name__)
-    own = {"network": network.settings.model_dump(exclude={"training"}), "task": task.settings.model_dump()}
+    own = {
+        "network": network.settings.model_dump(exclude={"training"}),
+        "task": task.settings.model_dump(),
+        "versions": task.versions(),
+    }
     with lock(out):
         result = train(_OnTask(network, task), batches["train"], batches["valid"], training, seed, out, code, own)
         # Snakemake removes the outputs of a job that fails, but not a folder that it does not know.
@@ -183,8 +187,6 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     if (chance := task.chance(exact)) is not None:
         facts["baseline_loss"] = float(task.loss(chance, exact))
         facts["baseline_success"] = float(task.success(chance, exact).mean())
-        share = facts["loss"] / facts["baseline_loss"]
         print(f"always answering the mean: loss {facts['baseline_loss']:.3g}, success {facts['baseline_success']:.1%}")
-        print(f"the network's loss is {share:.1%} of that")
     arrays["success"] = success.float()
     write_hdf5(out, {name: value.numpy() for name, value in arrays.items()}, facts)

@@ -17,15 +17,12 @@ from ctdb.recurrent.eager import Generated, Kept, Linear
 from ctdb.recurrent.initialise import initialise
 from ctdb.recurrent.linear import FanInLinear, UnitRowLinear
 from ctdb.recurrent.noise import Key, Noise, StateNoise
-from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
 
 __all__ = [
     "Backend",
     "Bidirectional",
     "Cell",
-    "ChaoticRateCell",
     "ClippedGRUCell",
-    "EIRateCell",
     "EulerMLPCell",
     "FanInLinear",
     "GRUCell",
@@ -36,7 +33,6 @@ __all__ = [
     "Linear",
     "LinearCell",
     "Noise",
-    "OscillatorCell",
     "StateNoise",
     "TanhCell",
     "UnitRowLinear",
