@@ -548,6 +548,21 @@ def test_without_motornet_a_random_target_task_is_refused_with_the_install_comma
     assert "pip install 'ctdb[motor]'" in found
 
 
+@pytest.mark.skipif(TASKS["random_target"].missing() is not None, reason="MotorNet is not installed")
+def test_a_channel_that_the_body_has_not_is_refused(written):
+    changes = (
+        ("{kind: nbff, n_bits: 2}", "{kind: random_target}"),
+        ("simulated, network: gru", "simulated, network: gru, behavior: [x velocty]"),
+    )
+    found = problem(written(*changes))
+    assert "datasets.spikes.behavior[0]: no channel of the body of task 'random_target' is called 'x velocty'" in found
+    assert "did you mean 'x velocity'?" in found
+    load(written(changes[0], ("simulated, network: gru", "simulated, network: gru, behavior: [x velocity, y]")))
+    assert "there is none to choose from" in problem(
+        written(("simulated, network: gru", "simulated, network: gru, behavior: [x]"))
+    )
+
+
 def test_a_part_of_a_simulation_s_settings_leaves_the_defaults_of_the_simulation(written, monkeypatch):
     monkeypatch.setattr(TASKS["random_target"], "missing", lambda: None)
     parts = "{kind: random_target, simulate: {n_trials: 7, seed: 3}, train: {n_trials: 9, seed: 2}, variants: {far: {seed: 5}}}"

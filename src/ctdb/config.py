@@ -252,6 +252,7 @@ class _Checker:
                 where = f"datasets.{name}"
                 if what == "activity":
                     self._activity(names, layout.networks, tasks, where)
+                    self._behavior(settings, tasks.get(layout.networks.get(names[0], {}).get("task")), where)
                 elif what == "dataset":
                     key = "dataset" if "dataset" in settings else f"datasets[{index}]"
                     if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):
@@ -425,6 +426,15 @@ class _Checker:
             task = networks[network].get("task")
             if task in tasks:
                 self._known(f"variant of task {task!r}", variant, tasks[task]["variants"], f"{where}.variant")
+
+    def _behavior(self, settings: Mapping[str, Any], task: Mapping[str, Any] | None, where: str) -> None:
+        """Refuse channels that the task's body has not, which would be found out after its network is trained."""
+        wanted = settings.get("behavior")
+        if not wanted or task is None or TASKS[task["kind"]].missing() is not None:
+            return
+        there = TASKS[task["kind"]](TASKS[task["kind"]].Settings(**task)).behavior_names
+        for index, name in enumerate(wanted):
+            self._known(f"channel of the body of task {task['kind']!r}", name, there, f"{where}.behavior[{index}]")
 
     def _known(self, what: str, name: Any, valid: Any, where: str) -> bool:
         if name in valid if isinstance(name, str) else False:
