@@ -8,6 +8,7 @@ rule training_trials:
         f"{RESULTS}/logs/task_data/{{task}}/train.log",
     benchmark:
         f"{RESULTS}/benchmarks/task_data/{{task}}/train.tsv"
+    priority: 2
     params:
         settings=lambda wildcards: task_settings(wildcards.task, "train"),
         code=task_code("training_trials.py"),
@@ -40,7 +41,7 @@ rule train_network:
         f"{RESULTS}/logs/networks/{{network}}/seed{{seed}}/train.log",
     benchmark:
         f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/train.tsv"
-    priority: 1
+    priority: 2  # what takes longest and all else waits for
     params:
         settings=network_settings,
         task=lambda wildcards: task_settings(task_of(wildcards.network), "train"),

@@ -25,6 +25,7 @@ def rollout(
     noise: Noise | None = None,
     states: bool = True,
     start: Tensor | None = None,
+    compiled: bool = True,
 ) -> Rollout:
     """Run `network` on `trials`.
 
@@ -42,6 +43,8 @@ def rollout(
         Whether the network's states are wanted.
     start
         Network state before the first bin, (trials, states), in place of its own.
+    compiled
+        Whether a closed loop may be compiled, which pays after some ten passes.
 
     Returns
     -------
@@ -51,7 +54,8 @@ def rollout(
         inputs = trials["inputs"].to(network.initial_state.dtype)
         hidden, outputs = network.run(inputs, noise, states, start)
         return Rollout(hidden, outputs, inputs)
-    made = _closed_loop(network, trials, body, noise, start, compiler(network.initial_state.device).name != "")
+    compiled = compiled and compiler(network.initial_state.device).name != ""
+    made = _closed_loop(network, trials, body, noise, start, compiled)
     return made if states else made._replace(states=None)
 
 

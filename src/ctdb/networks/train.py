@@ -159,7 +159,7 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     with torch.no_grad(), use_backend(without_gpu(network.settings.training.backend)):
         for part in torch.arange(len(trials.inputs)).split(TRIALS_PER_PASS):
             chosen = {name: value[part] for name, value in tensors.items()}
-            parts.append(rollout(network, chosen, body, Noise(generator, part)))
+            parts.append(rollout(network, chosen, body, Noise(generator, part), compiled=False))
     run = Rollout(*[None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)])
     if body is not None:
         _check_finite(run, trials, "simulation")
