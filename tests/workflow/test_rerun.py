@@ -57,7 +57,11 @@ def test_a_changed_model_refits_that_model_only(copy):
 
 
 def test_changed_code_that_all_models_share_refits_all(copy):
-    copy.edit("src/ctdb/models/autoencoder.py", "last[1]], dim=1)", "last[1]], dim=+1)")
+    copy.edit(
+        "src/ctdb/models/autoencoder.py",
+        "gru_summary(self.encoder, encod_data, n_bins)",
+        "gru_summary(self.encoder, +encod_data, n_bins)",
+    )
     planned = copy.planned()
     assert planned["fit"] == 3
     assert "train_network" not in planned
@@ -156,3 +160,10 @@ def test_fingerprints_of_scripts_cover_what_they_run(copy):
     assert planned["train_network"] == planned["dataset"] == 1
     assert planned["fit"] == 3
     assert "training_trials" not in planned
+
+
+def test_a_changed_recurrent_loop_retrains_but_draws_no_trial_again(copy):
+    copy.edit("src/ctdb/recurrent/eager.py", "states, clean = [], []", "states, clean = list(), []")
+    planned = copy.planned()
+    assert planned["train_network"] == 1
+    assert not {"training_trials", "simulation_trials"} & planned.keys()
