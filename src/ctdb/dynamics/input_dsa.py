@@ -180,10 +180,8 @@ def _check_size(
 
 
 def _identify(y: np.ndarray, u: np.ndarray, lengths: np.ndarray, n_delays: int, rank: int) -> Driven:
-    try:
-        from DSA import SubspaceDMDc  # slow to import, and not needed by anything else
-    except ImportError as error:
-        raise MetricError("InputDSA needs the package dsa-metric: pip install 'ctdb[dsa]'") from error
+    from DSA import SubspaceDMDc  # slow to import, and not needed by anything else
+
     outputs = [trial[:length].copy() for trial, length in zip(y, lengths, strict=True)]
     drives = [trial[:length].copy() for trial, length in zip(u, lengths, strict=True)]
     try:
