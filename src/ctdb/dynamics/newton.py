@@ -1,0 +1,188 @@
+r"""Damped Newton's method on :math:`F(x, u) = x` for many starts at once, with a fallback that is never stuck."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ctdb.dynamics.jacobians import Linearise, Step
+
+
+class Status(IntEnum):
+    """How the search from one start ended.
+
+    `FIXED`: at a fixed point. `SLOW`: at a local minimum of the speed \\|F(x) - x\\| that is none, such as the ghost of a
+    saddle-node. `OUT`: it left the region of interest. `UNFINISHED`: the iterations ran out. `INVALID`: the start, or
+    the step or its Jacobian there, is NaN or infinite.
+    """
+
+    FIXED = 0
+    SLOW = 1
+    OUT = 2
+    UNFINISHED = 3
+    INVALID = 4
+
+
+@dataclass(frozen=True)
+class Region:
+    """Ball that holds all visited states.
+
+    Attributes
+    ----------
+    centre
+        Mean of the visited states.
+    radius
+        Largest distance of one from it; the unit of all distances in the search.
+    reach
+        Radius of the ball in which is searched.
+    """
+
+    centre: Float[Tensor, " d"]
+    radius: float
+    reach: float
+
+
+MAX_STEP = 0.15
+"""Longest step, in radii of the region: a full Newton step would jump over saddles to the stable points."""
+PATIENCE = 3
+"""Newton steps of a start that may fail before it stays with Levenberg-Marquardt steps."""
+FLAT = 1e-6
+r"""Gradient :math:`|J^T r| / (|J| |r|)` below which the speed counts as minimal; \|J\| is the largest one on the way."""
+STALLED = 1e-3
+"""Share of the speed by which a step must lower it for the speed to be still falling."""
+NEAR = 2.5e-4
+"""Distance to a known point, in radii, at which a start counts as arrived: a quarter of what makes points equal."""
+
+
+def search(
+    step: Step,
+    linearise: Linearise,
+    starts: Float[Tensor, "n d"],
+    input: Float[Tensor, "n i"],
+    region: Region,
+    tolerance: float,
+    max_iterations: int,
+    arrived: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"], Int[Tensor, " n"]]:
+    r"""Where each start leads.
+
+    With :math:`r = F(x) - x` and :math:`J = \partial r / \partial x`, a Newton step solves :math:`J s = -r`. It is
+    taken, cut to :data:`MAX_STEP`, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
+    :math:`(J^T J + \mu I) s = -J^T r` is, whose :math:`\mu` grows until :math:`|r|` does fall.
+
+    Parameters
+    ----------
+    step, linearise
+        The system and its Jacobians.
+    starts, input
+        Starts, and the constant input of each.
+    region
+        Where to search.
+    tolerance
+        \|r\| of a fixed point.
+    max_iterations
+        Jacobians that a start may cost.
+    arrived
+        ``arrived(x, input)`` says which states are at a point that is known already.
+
+    Returns
+    -------
+    States, \|r\| there, and status. A start that arrived at a known point is `FIXED` wherever it stopped.
+
+    References
+    ----------
+    Sussillo & Barak (2013), Neural Computation 25:626; Nocedal & Wright (2006), chapters 10 and 11.
+    """
+    batch = _Batch(step, linearise, starts, input, region)
+    for _ in range(max_iterations):
+        status, norm = batch.status, batch.norm
+        going = status == Status.UNFINISHED
+        status[going & ((batch.x - region.centre).norm(dim=1) > region.reach)] = Status.OUT
+        status[going & (norm < tolerance)] = Status.FIXED
+        who = (status == Status.UNFINISHED).nonzero()[:, 0]
+        if arrived is not None and len(who):
+            status[who[arrived(batch.x[who], input[who])]] = Status.FIXED
+            who = who[status[who] == Status.UNFINISHED]
+        if not len(who):
+            break
+        batch.advance(who)
+    batch.status[(batch.status == Status.UNFINISHED) & (batch.norm < tolerance)] = Status.FIXED
+    return batch.x, batch.norm, batch.status
+
+
+class _Batch:
+    """Starts that are followed together; `who` are the numbers of some of them, `J` their Jacobians of r."""
+
+    def __init__(self, step: Step, linearise: Linearise, starts: Tensor, input: Tensor, region: Region):
+        self.step, self.linearise, self.input, self.region = step, linearise, input, region
+        self.x = starts.clone()
+        self.r = self._residual(self.x, input)
+        self.norm = self.r.norm(dim=1)
+        self.before, self.largest = self.norm + torch.inf, torch.zeros_like(self.norm)
+        self.damping, self.failures = torch.full_like(self.norm, 1e-3), torch.zeros(len(self.x), dtype=torch.long)
+        self.status = torch.full((len(self.x),), int(Status.UNFINISHED))
+        self.status[~self.norm.isfinite()] = Status.INVALID
+        self.unit = torch.eye(starts.shape[1], dtype=starts.dtype)
+
+    def advance(self, who: Tensor) -> None:
+        """One step of each, or its end."""
+        J = self.linearise(self.x[who], self.input[who]).state - self.unit
+        size = J.flatten(1).norm(dim=1)
+        self.status[who[~size.isfinite()]] = Status.INVALID
+        self.largest[who] = self.largest[who].maximum(size)
+        gradient = (J.mT @ self.r[who, :, None])[:, :, 0]
+        # Near a fixed point with a mode that dies out slower than exponentially it is flat as well, but steps go on.
+        flat = gradient.norm(dim=1) <= FLAT * self.largest[who] * self.norm[who]
+        flat &= self.norm[who] > (1 - STALLED) * self.before[who]
+        self.before[who] = self.norm[who]
+        if flat.any():
+            self._leave_maximum(who[flat], J[flat])
+        going = self.status[who] == Status.UNFINISHED
+        newton = going & (self.failures[who] < PATIENCE)
+        if newton.any():
+            moved = self._newton(who[newton], J[newton])
+            going[newton.nonzero()[:, 0][moved]] = False
+        if going.any():
+            self._levenberg_marquardt(who[going], J[going], gradient[going])
+
+    def _newton(self, who: Tensor, J: Tensor) -> Tensor:
+        moved = self._attempt(who, torch.linalg.solve_ex(J, -self.r[who])[0])
+        self.failures[who[~moved]] += 1
+        return moved
+
+    def _levenberg_marquardt(self, who: Tensor, J: Tensor, gradient: Tensor) -> None:
+        square = J.mT @ J
+        for _ in range(4):  # damping that are worth trying before the Jacobian is computed again
+            mu = self.damping[who] * self.largest[who] ** 2
+            factor = torch.linalg.cholesky_ex(square + mu[:, None, None] * self.unit)[0]
+            moved = self._attempt(who, torch.cholesky_solve(-gradient[:, :, None], factor)[:, :, 0])
+            self.damping[who] *= torch.where(moved, 1 / 4, 8)
+            who, square, gradient = who[~moved], square[~moved], gradient[~moved]
+            if not len(who):
+                break
+        # No descent even along the gradient: what is left is rounding.
+        self.status[who[self.damping[who] > 1e8]] = Status.SLOW
+
+    def _leave_maximum(self, who: Tensor, J: Tensor) -> None:
+        """End at a minimum of the speed; go on where it still falls in the direction in which it is flat."""
+        flattest = torch.linalg.svd(J)[2][:, -1] * (STALLED * self.region.radius)
+        moved = self._attempt(who, flattest) | self._attempt(who, -flattest)
+        self.status[who[~moved]] = Status.SLOW
+
+    def _attempt(self, who: Tensor, move: Tensor) -> Tensor:
+        """Move those whose residual falls, and say which."""
+        move = move.nan_to_num(0, 0, 0)  # a singular matrix gives no direction, and to stay lowers nothing
+        length = move.norm(dim=1, keepdim=True).clamp(min=1e-300)
+        x = self.x[who] + move * (MAX_STEP * self.region.radius / length).clamp(max=1)
+        r = self._residual(x, self.input[who])
+        norm = r.norm(dim=1)
+        good = norm < self.norm[who]
+        self.x[who[good]], self.r[who[good]], self.norm[who[good]] = x[good], r[good], norm[good]
+        return good
+
+    def _residual(self, x: Tensor, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.step(x, input) - x
