@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ctdb.dynamics import starts as starting
 from ctdb.dynamics.jacobians import Linearise, Step, cell_of, jacobian_of
-from ctdb.dynamics.newton import NEAR, Region, Status, search
+from ctdb.dynamics.known import EQUAL, KnownPoints
+from ctdb.dynamics.newton import Region, Status, search
 from ctdb.dynamics.points import FixedPoints
 from ctdb.errors import DynamicsError
 from ctdb.seeds import derive
 
-EQUAL = 1e-3
-"""Distance, in radii of the region, below which two points are one."""
 MAX_ROUNDS, MAX_POLISH = 8, 30
 
 
@@ -31,7 +30,7 @@ def find_fixed_points(
     bin_s: float | None = None,
     tolerance: float = 1e-11,
     reach: float = 1.5,
-    max_iterations: int = 200,
+    max_iterations: int = 100,
     chunk: int = 64,
     linearise: Linearise | None = None,
 ) -> FixedPoints:
@@ -99,7 +98,8 @@ def find_fixed_points(
     # A single state says nothing about how far to look.
     far = reach * radius if radius > 0 else float("inf")
     region = Region(centre, radius or max(1.0, float(centre.norm())), far)
-    found = _Search(step, linearise or jacobian_of(step), region, tolerance, max_iterations, chunk)
+    known = KnownPoints(states.shape[1], inputs.shape[1], region.radius)
+    found = _Search(step, linearise or jacobian_of(step), region, known, tolerance, max_iterations, chunk)
     if starts == "given":
         found.run(states, inputs)
     else:
@@ -115,141 +115,101 @@ def find_fixed_points(
     tried: set[tuple[int, int]] = set()
     per_round = max(1, (len(states) if starts == "given" else n_starts) // 2)
     for _ in range(MAX_ROUNDS):
-        before = len(found.x)
-        between, parents = starting.midpoints(found.x, found.input, tried, per_round)
+        before = len(known.x)
+        between, parents = starting.midpoints(known.x, known.input, tried, per_round)
         if len(between):
-            found.run(between, found.input[parents])
-        if len(found.x) == before:
+            found.run(between, known.input[parents])
+        if len(known.x) == before:
             break
     return found.points(visited, bin_s)
 
 
 class _Search:
-    """What was found so far: distinct fixed points in the order of their discovery, and how each start ended."""
+    """A search under way: the points it knows, and how each start ended."""
 
     def __init__(
         self,
         step: Step,
         linearise: Linearise,
         region: Region,
+        known: KnownPoints,
         tolerance: float,
         max_iterations: int,
         chunk: int,
     ):
-        self.step, self.linearise, self.region, self.tolerance = step, linearise, region, tolerance
-        self.max_iterations, self.chunk = max_iterations, chunk
-        self.x, self.input = torch.empty(0, 0), torch.empty(0, 0)
-        self.status: list[Tensor] = []
-        self.end: list[Tensor] = []
-        self.norm: list[Tensor] = []
-        self.under: list[Tensor] = []
+        self.step, self.linearise, self.region, self.known = step, linearise, region, known
+        self.tolerance, self.max_iterations, self.chunk = tolerance, max_iterations, chunk
+        self.ends: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def run(self, starts: Tensor, inputs: Tensor) -> None:
         """Follow some more starts."""
-        for x, u in zip(starts.split(self.chunk), inputs.split(self.chunk), strict=True):
-            good = x.isfinite().all(1) & u.isfinite().all(1)
-            x, norm, status = search(
-                self.step,
-                self.linearise,
-                torch.where(good[:, None], x, self.region.centre),
-                torch.where(good[:, None], u, 0),
-                self.region,
-                self.tolerance,
-                self.max_iterations,
-                self._arrived,
-            )
-            status[~good] = Status.INVALID
-            for kept, value in zip((self.end, self.norm, self.status, self.under), (x, norm, status, u), strict=True):
-                kept.append(value)
-            fixed = (status == Status.FIXED).nonzero()[:, 0]
-            fixed = fixed[norm[fixed] < self.tolerance]  # the others arrived at points that are known
-            _, self.x, self.input = _merge(
-                x[fixed], u[fixed], norm[fixed], EQUAL * self.region.radius, self.x, self.input
-            )
-
-    def _arrived(self, x: Tensor, input: Tensor) -> Tensor:
-        if not len(self.x):
-            return torch.zeros(len(x), dtype=torch.bool)
-        same = (input[:, None] == self.input[None]).all(2)
-        return ((torch.cdist(x, self.x) < NEAR * self.region.radius) & same).any(1)
+        good = starts.isfinite().all(1) & inputs.isfinite().all(1)
+        x, norm, status = (
+            starts.clone(),
+            starts.new_full((len(starts),), torch.nan),
+            torch.full((len(starts),), int(Status.INVALID)),
+        )
+        x[good], norm[good], status[good] = search(
+            self.step,
+            self.linearise,
+            starts[good],
+            inputs[good],
+            self.region,
+            self.known,
+            self.tolerance,
+            self.max_iterations,
+            self.chunk,
+        )
+        self.ends.append((x, inputs, norm, status))
 
     def points(self, visited: Tensor, bin_s: float | None) -> FixedPoints:
-        """The points, exact to rounding and in order."""
-        status, end, under = torch.cat(self.status), torch.cat(self.end), torch.cat(self.under)
-        norm = torch.cat(self.norm)
-        known = {"start_status": status, "radius": self.region.radius, "bin_s": bin_s}
-        slow = (status == Status.SLOW).nonzero()[:, 0]
-        which, x, u = _merge(end[slow], under[slow], norm[slow], EQUAL * self.region.radius)
-        reached = torch.full((len(status),), -1)
-        reached[slow] = which
-        slow_points = self._describe(x, u, reached, visited, known)
-        slow_points = _reordered(slow_points, slow_points.residual.argsort(stable=True))
+        """The points, exact to rounding and in order, with the slow ones beside them."""
+        x, u, norm, status = (torch.cat(part) for part in zip(*self.ends, strict=True))
+        facts = {"start_status": status, "radius": self.region.radius, "bin_s": bin_s}
+        made = []
+        for wanted in (Status.SLOW, Status.FIXED):
+            distinct = KnownPoints(x.shape[1], u.shape[1], self.region.radius)
+            ended, reached = status == wanted, torch.full((len(status),), -1)
+            if wanted == Status.SLOW:
+                reached[ended] = distinct.add(x[ended], u[ended], norm[ended])
+            else:
+                distinct.add(*self._polished(self.known.x, self.known.input))
+                reached[ended] = distinct.nearest(x[ended], u[ended])[1]
+            made.append(self._describe(distinct, reached, visited, facts))
+        slow, fixed = made
+        slow = _reordered(slow, slow.residual.argsort(stable=True))
+        return replace(_reordered(fixed, (fixed.index + (~fixed.stable)).argsort(stable=True)), slow=slow)
 
-        fixed = (status == Status.FIXED).nonzero()[:, 0]
-        x, u = (self.x, self.input) if len(fixed) else (end[:0], under[:0])
-        x, norm = self._polished(x, u)
-        _, x, u = _merge(x, u, norm, EQUAL * self.region.radius)
-        nearest = torch.cdist(end[fixed], x)
-        nearest[(under[fixed, None] != u[None]).any(2)] = torch.inf
-        reached = torch.full((len(status),), -1)
-        reached[fixed] = nearest.argmin(1) if len(fixed) else fixed
-        points = self._describe(x, u, reached, visited, known)
-        return replace(_reordered(points, (points.index + (~points.stable)).argsort(stable=True)), slow=slow_points)
-
-    def _polished(self, x: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
-        """States and residuals after Newton's method for as long as it halves the residual."""
-        x = x.clone()
+    def _polished(self, x: Tensor, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States, inputs and residuals after Newton's method for as long as it halves the residual."""
+        x, unit = x.clone(), torch.eye(x.shape[1], dtype=x.dtype)
         with torch.no_grad():
-            norm = (self.step(x, input) - x).norm(dim=1) if len(x) else x.new_zeros(0)
-            going = torch.arange(len(x))
+            norm, going = (self.step(x, input) - x).norm(dim=1), torch.arange(len(x))
             for _ in range(MAX_POLISH):
-                if not len(going):
+                better = []
+                for who in going.split(self.chunk):
+                    J = self.linearise(x[who], input[who]).state - unit
+                    move = torch.linalg.solve_ex(J, x[who] - self.step(x[who], input[who]))[0].nan_to_num(0, 0, 0)
+                    new = x[who] + move
+                    norm_new = (self.step(new, input[who]) - new).norm(dim=1)
+                    good = (norm_new < norm[who] / 2) & (move.norm(dim=1) < EQUAL * self.region.radius)
+                    x[who[good]], norm[who[good]] = new[good], norm_new[good]
+                    better.append(who[good])
+                if not better or not len(going := torch.cat(better)):
                     break
-                u = input[going]
-                J = self.linearise(x[going], u).state - torch.eye(x.shape[1], dtype=x.dtype)
-                move = torch.linalg.solve_ex(J, x[going] - self.step(x[going], u))[0]
-                new = x[going] + move.nan_to_num(0, 0, 0)
-                norm_new = (self.step(new, u) - new).norm(dim=1)
-                good = (norm_new < norm[going] / 2) & (move.norm(dim=1) < EQUAL * self.region.radius)
-                going = going[good]
-                x[going], norm[going] = new[good], norm_new[good]
-        return x, norm
+        return x, input, norm
 
-    def _describe(self, x: Tensor, u: Tensor, reached: Tensor, visited: Tensor, known: dict) -> FixedPoints:
-        k, d = x.shape
-        if k:
+    def _describe(self, known: KnownPoints, reached: Tensor, visited: Tensor, facts: dict) -> FixedPoints:
+        x, u, d, k = known.x, known.input, known.x.shape[1], len(known.x)
+        residual, distance = x.new_zeros(k), x.new_zeros(k)
+        by_state, by_input = x.new_zeros(k, d, d), x.new_zeros(k, d, u.shape[1])
+        for who in torch.arange(k).split(self.chunk) if k else ():
             with torch.no_grad():
-                residual = (self.step(x, u) - x).norm(dim=1)
-            parts = [self.linearise(*both) for both in zip(x.split(self.chunk), u.split(self.chunk), strict=True)]
-            jacobian, by_input = (torch.cat(part).clone() for part in zip(*parts, strict=True))
-            distance = torch.cat([torch.cdist(one, visited).amin(1) for one in x.split(self.chunk)])
-        else:
-            residual, distance, jacobian = x.new_zeros(0), x.new_zeros(0), x.new_zeros(0, d, d)
-            by_input = x.new_zeros(0, d, u.shape[1])
+                residual[who] = (self.step(x[who], u[who]) - x[who]).norm(dim=1)
+            by_state[who], by_input[who] = self.linearise(x[who], u[who])
+            distance[who] = torch.cdist(x[who], visited).amin(1)
         n_starts = reached[reached >= 0].bincount(minlength=k)
-        return FixedPoints(x, u, residual, jacobian, by_input, distance, n_starts, start_point=reached, **known)
-
-
-def _merge(
-    x: Tensor, input: Tensor, norm: Tensor, equal: float, x_known: Tensor | None = None, u_known: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Number of the distinct point that each state is, and these points; the lowest residuals stand for their like."""
-    empty = x_known is None or not x_known.numel()
-    points, inputs = ([], []) if empty else (list(x_known), list(u_known))
-    which = torch.full((len(x),), -1)
-    for row in norm.argsort(stable=True).tolist():
-        if points:
-            far = (torch.stack(points) - x[row]).norm(dim=1)
-            far[(torch.stack(inputs) != input[row]).any(1)] = torch.inf
-            if far.min() < equal:
-                which[row] = far.argmin()
-                continue
-        which[row] = len(points)
-        points.append(x[row])
-        inputs.append(input[row])
-    if not points:
-        return which, x, input
-    return which, torch.stack(points), torch.stack(inputs)
+        return FixedPoints(x, u, residual, by_state, by_input, distance, n_starts, start_point=reached, **facts)
 
 
 def _reordered(points: FixedPoints, order: Tensor) -> FixedPoints:

@@ -1,6 +1,5 @@
 r"""Damped Newton's method on :math:`F(x, u) = x` for many starts at once, with a fallback that is never stuck."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -9,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ctdb.dynamics.jacobians import Linearise, Step
+from ctdb.dynamics.known import KnownPoints
 
 
 class Status(IntEnum):
@@ -53,8 +53,8 @@ FLAT = 1e-6
 r"""Gradient :math:`|J^T r| / (|J| |r|)` below which the speed counts as minimal; \|J\| is the largest one on the way."""
 STALLED = 1e-3
 """Share of the speed by which a step must lower it for the speed to be still falling."""
-NEAR = 2.5e-4
-"""Distance to a known point, in radii, at which a start counts as arrived: a quarter of what makes points equal."""
+LAP = 15
+"""Iterations that each chunk of starts gets by itself; the few that need more then go on together."""
 
 
 def search(
@@ -63,9 +63,10 @@ def search(
     starts: Float[Tensor, "n d"],
     input: Float[Tensor, "n i"],
     region: Region,
+    known: KnownPoints,
     tolerance: float,
     max_iterations: int,
-    arrived: Callable[[Tensor, Tensor], Tensor] | None = None,
+    chunk: int,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"], Int[Tensor, " n"]]:
     r"""Where each start leads.
 
@@ -81,35 +82,32 @@ def search(
         Starts, and the constant input of each.
     region
         Where to search.
+    known
+        Points found so far, which a start need only come near; new ones are added.
     tolerance
-        \|r\| of a fixed point.
+        Largest :math:`|r|` of a fixed point.
     max_iterations
         Jacobians that a start may cost.
-    arrived
-        ``arrived(x, input)`` says which states are at a point that is known already.
+    chunk
+        Starts that run at once.
 
     Returns
     -------
-    States, \|r\| there, and status. A start that arrived at a known point is `FIXED` wherever it stopped.
+    States, :math:`|r|` there, and status. A start that came near a known point is `FIXED` where it stopped.
 
     References
     ----------
     Sussillo & Barak (2013), Neural Computation 25:626; Nocedal & Wright (2006), chapters 10 and 11.
     """
     batch = _Batch(step, linearise, starts, input, region)
-    for _ in range(max_iterations):
-        status, norm = batch.status, batch.norm
-        going = status == Status.UNFINISHED
-        status[going & ((batch.x - region.centre).norm(dim=1) > region.reach)] = Status.OUT
-        status[going & (norm < tolerance)] = Status.FIXED
-        who = (status == Status.UNFINISHED).nonzero()[:, 0]
-        if arrived is not None and len(who):
-            status[who[arrived(batch.x[who], input[who])]] = Status.FIXED
-            who = who[status[who] == Status.UNFINISHED]
-        if not len(who):
-            break
-        batch.advance(who)
-    batch.status[(batch.status == Status.UNFINISHED) & (batch.norm < tolerance)] = Status.FIXED
+    for part in torch.arange(len(starts)).split(chunk):
+        for _ in range(min(LAP, max_iterations)):
+            if len(going := batch.going(part, known, tolerance)):
+                batch.advance(going)
+    for _ in range(LAP, max_iterations):
+        for part in batch.going(torch.arange(len(starts)), known, tolerance).split(chunk):
+            batch.advance(part)
+    batch.going(torch.arange(len(starts)), known, tolerance)
     return batch.x, batch.norm, batch.status
 
 
@@ -126,6 +124,17 @@ class _Batch:
         self.status = torch.full((len(self.x),), int(Status.UNFINISHED))
         self.status[~self.norm.isfinite()] = Status.INVALID
         self.unit = torch.eye(starts.shape[1], dtype=starts.dtype)
+
+    def going(self, who: Tensor, known: KnownPoints, tolerance: float) -> Tensor:
+        """Those of `who` that have not come to an end."""
+        who = who[self.status[who] == Status.UNFINISHED]
+        fixed = self.norm[who] < tolerance
+        self.status[who[fixed]] = Status.FIXED
+        known.add(self.x[who[fixed]], self.input[who[fixed]], self.norm[who[fixed]])
+        who = who[~fixed]
+        self.status[who[(self.x[who] - self.region.centre).norm(dim=1) > self.region.reach]] = Status.OUT
+        self.status[who[known.reached(self.x[who], self.input[who])]] = Status.FIXED
+        return who[self.status[who] == Status.UNFINISHED]
 
     def advance(self, who: Tensor) -> None:
         """One step of each, or its end."""

@@ -125,21 +125,16 @@ class FixedPoints:
 
     @property
     def kind(self) -> list[str]:
-        """Each point in words, such as ``stable node``, ``saddle``, ``unstable focus`` or ``marginal``.
+        """Each point in words: ``stable``, ``unstable``, a ``saddle``, or ``marginal`` where it is none of them.
 
-        It is a focus where the eigenvalue of largest size is complex.
+        The first three are followed by ``node`` or ``focus``, the latter where the eigenvalue of largest size is
+        complex, as in ``stable focus``.
         """
+        turns = self.eigenvalues[:, :1].imag.abs().gt(ROUNDING).any(1).tolist()
         words, d = [], self.x.shape[1]
-        leading = self.eigenvalues[:, :1].imag.abs().gt(ROUNDING).any(1).tolist()
-        facts = zip(leading, self.stable.tolist(), self.index.tolist(), self.marginal.tolist(), strict=True)
-        for turns, stable, index, marginal in facts:
-            if index:
-                word = "saddle focus" if turns and index < d else "saddle" if index < d else "unstable "
-            else:
-                word = "stable " if stable else ""
-            if word.endswith(" "):
-                word += "focus" if turns else "node"
-            words.append(" ".join(part for part in ("marginal" if marginal else "", word) if part))
+        for focus, stable, index in zip(turns, self.stable.tolist(), self.index.tolist(), strict=True):
+            word = ("unstable" if index == d else "saddle") if index else "stable" if stable else "marginal"
+            words.append(word if word == "marginal" else f"{word} {'focus' if focus else 'node'}")
         return words
 
     @property
