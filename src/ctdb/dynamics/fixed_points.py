@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctdb.dynamics import starts as starting
-from ctdb.dynamics.jacobians import Linearise, Step, cell_of, jacobian_of
+from ctdb.dynamics.jacobians import Jacobians, Linearise, Step, cell_of, jacobian_of
 from ctdb.dynamics.known import EQUAL, KnownPoints
 from ctdb.dynamics.newton import Region, Status, search
 from ctdb.dynamics.points import FixedPoints
@@ -30,8 +30,8 @@ def find_fixed_points(
     bin_s: float | None = None,
     tolerance: float = 1e-11,
     reach: float = 1.5,
-    max_iterations: int = 100,
-    chunk: int = 64,
+    max_iterations: int = 30,
+    chunk: int | None = None,
     linearise: Linearise | None = None,
 ) -> FixedPoints:
     r"""Fixed points :math:`F(x, u) = x` under constant input.
@@ -69,7 +69,7 @@ def find_fixed_points(
     max_iterations
         Jacobians that a start may cost.
     chunk
-        Starts that run at once; more do not fit into the processor's cache.
+        Starts that run at once; by default at most 64, and as many as have their Jacobians in the processor's cache.
     linearise
         The step's Jacobians, if it has a closed form that :func:`jacobian_of` does not know.
 
@@ -98,8 +98,11 @@ def find_fixed_points(
     # A single state says nothing about how far to look.
     far = reach * radius if radius > 0 else float("inf")
     region = Region(centre, radius or max(1.0, float(centre.norm())), far)
+    chunk = chunk or min(64, max(4, 2**21 // states.shape[1] ** 2))
     known = KnownPoints(states.shape[1], inputs.shape[1], region.radius)
-    found = _Search(step, linearise or jacobian_of(step), region, known, tolerance, max_iterations, chunk)
+    found = _Search(
+        step, _fresh(linearise) if linearise else jacobian_of(step), region, known, tolerance, max_iterations, chunk
+    )
     if starts == "given":
         found.run(states, inputs)
     else:
@@ -119,7 +122,7 @@ def find_fixed_points(
         between, parents = starting.midpoints(known.x, known.input, tried, per_round)
         if len(between):
             found.run(between, known.input[parents])
-        if len(known.x) == before:
+        if len(known.x) == before and (len(tried) >= 2 * per_round or not len(between)):
             break
     return found.points(visited, bin_s)
 
@@ -212,15 +215,19 @@ class _Search:
         return FixedPoints(x, u, residual, by_state, by_input, distance, n_starts, start_point=reached, **facts)
 
 
+def _fresh(linearise: Linearise) -> Linearise:
+    """The same with Jacobians that may be changed."""
+    return lambda state, input: Jacobians(*[part.clone() for part in linearise(state, input)])
+
+
 def _reordered(points: FixedPoints, order: Tensor) -> FixedPoints:
     number = torch.empty(len(order) + 1, dtype=torch.long)
     number[order], number[-1] = torch.arange(len(order)), -1
     names = ("x", "input", "residual", "jacobian", "input_jacobian", "distance", "n_starts")
-    return replace(
-        points,
-        **{name: getattr(points, name)[order] for name in names},
-        start_point=number[points.start_point],
-    )
+    parts = {name: getattr(points, name)[order] for name in names}
+    moved = replace(points, **parts, start_point=number[points.start_point])
+    moved.__dict__["eigenvalues"] = points.eigenvalues[order]  # which took as long as all else
+    return moved
 
 
 def _checked(step: Step, states: Tensor | np.ndarray, inputs: Tensor | np.ndarray | None) -> tuple[Tensor, Tensor]:

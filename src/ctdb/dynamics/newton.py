@@ -12,10 +12,10 @@ from ctdb.dynamics.known import KnownPoints
 
 
 class Status(IntEnum):
-    """How the search from one start ended.
+    r"""How the search from one start ended.
 
-    `FIXED`: at a fixed point. `SLOW`: at a local minimum of the speed \\|F(x) - x\\| that is none, such as the ghost of a
-    saddle-node. `OUT`: it left the region of interest. `UNFINISHED`: the iterations ran out. `INVALID`: the start, or
+    `FIXED`: at a fixed point. `SLOW`: at a local minimum of the speed :math:`|F(x) - x|`, such as
+    the ghost of a saddle-node. `OUT`: it left the region of interest. `UNFINISHED`: the iterations ran out. `INVALID`: the start, or
     the step or its Jacobian there, is NaN or infinite.
     """
 
@@ -50,9 +50,10 @@ MAX_STEP = 0.15
 PATIENCE = 3
 """Newton steps of a start that may fail before it stays with Levenberg-Marquardt steps."""
 FLAT = 1e-6
-r"""Gradient :math:`|J^T r| / (|J| |r|)` below which the speed counts as minimal; \|J\| is the largest one on the way."""
+r"""Gradient :math:`|J^T r| / (|J| |r|)` below which the speed counts as flat; :math:`|J|` is that at the start."""
 STALLED = 1e-3
-"""Share of the speed by which a step must lower it for the speed to be still falling."""
+"""Share of the speed by which a step must lower it for the speed to be still falling; near a fixed point with a mode
+that dies out slower than exponentially it is flat as well. Also the distance, in radii, at which a minimum is told."""
 LAP = 15
 """Iterations that each chunk of starts gets by itself; the few that need more then go on together."""
 
@@ -119,7 +120,7 @@ class _Batch:
         self.x = starts.clone()
         self.r = self._residual(self.x, input)
         self.norm = self.r.norm(dim=1)
-        self.before, self.largest = self.norm + torch.inf, torch.zeros_like(self.norm)
+        self.before, self.size = self.norm + torch.inf, torch.zeros_like(self.norm)
         self.damping, self.failures = torch.full_like(self.norm, 1e-3), torch.zeros(len(self.x), dtype=torch.long)
         self.status = torch.full((len(self.x),), int(Status.UNFINISHED))
         self.status[~self.norm.isfinite()] = Status.INVALID
@@ -138,34 +139,46 @@ class _Batch:
 
     def advance(self, who: Tensor) -> None:
         """One step of each, or its end."""
-        J = self.linearise(self.x[who], self.input[who]).state - self.unit
-        size = J.flatten(1).norm(dim=1)
-        self.status[who[~size.isfinite()]] = Status.INVALID
-        self.largest[who] = self.largest[who].maximum(size)
-        gradient = (J.mT @ self.r[who, :, None])[:, :, 0]
-        # Near a fixed point with a mode that dies out slower than exponentially it is flat as well, but steps go on.
-        flat = gradient.norm(dim=1) <= FLAT * self.largest[who] * self.norm[who]
-        flat &= self.norm[who] > (1 - STALLED) * self.before[who]
+        J = self.linearise(self.x[who], self.input[who]).state
+        J.diagonal(dim1=1, dim2=2).sub_(1)
+        first = self.before[who].isinf()
+        self.size[who[first]] = J[first].flatten(1).norm(dim=1) if first.any() else 0
+        stalled = self.norm[who] > (1 - STALLED) * self.before[who]
         self.before[who] = self.norm[who]
-        if flat.any():
-            self._leave_maximum(who[flat], J[flat])
+        if stalled.any():
+            self._judge(who[stalled], J[stalled])
         going = self.status[who] == Status.UNFINISHED
-        newton = going & (self.failures[who] < PATIENCE)
-        if newton.any():
-            moved = self._newton(who[newton], J[newton])
-            going[newton.nonzero()[:, 0][moved]] = False
+        newton = (going & (self.failures[who] < PATIENCE)).nonzero()[:, 0]
+        if len(newton):
+            moved = self._newton(who[newton], J if len(newton) == len(J) else J[newton])
+            going[newton[moved]] = False
         if going.any():
-            self._levenberg_marquardt(who[going], J[going], gradient[going])
+            self._levenberg_marquardt(who[going], J[going])
+
+    def _judge(self, who: Tensor, J: Tensor) -> None:
+        """End where the speed is minimal; leave where it is merely flat, as between two fixed points."""
+        self.status[who[~J.isfinite().flatten(1).all(1)]] = Status.INVALID
+        gradient = (J.mT @ self.r[who, :, None])[:, :, 0]
+        flat = gradient.norm(dim=1) <= FLAT * self.size[who] * self.norm[who]
+        flat &= self.status[who] == Status.UNFINISHED
+        if flat.any():
+            who = who[flat]
+            flattest = torch.linalg.svd(J[flat])[2][:, -1] * (STALLED * self.region.radius)
+            moved = self._attempt(who, flattest) | self._attempt(who, -flattest)
+            self.status[who[~moved]] = Status.SLOW
 
     def _newton(self, who: Tensor, J: Tensor) -> Tensor:
-        moved = self._attempt(who, torch.linalg.solve_ex(J, -self.r[who])[0])
+        # LAPACK wants columns: the factors of the transpose need no copy.
+        factors, pivots, _ = torch.linalg.lu_factor_ex(J.mT)
+        move = torch.linalg.lu_solve(factors, pivots, -self.r[who, :, None], adjoint=True)[:, :, 0]
+        moved = self._attempt(who, move)
         self.failures[who[~moved]] += 1
         return moved
 
-    def _levenberg_marquardt(self, who: Tensor, J: Tensor, gradient: Tensor) -> None:
-        square = J.mT @ J
+    def _levenberg_marquardt(self, who: Tensor, J: Tensor) -> None:
+        square, gradient = J.mT @ J, (J.mT @ self.r[who, :, None])[:, :, 0]
         for _ in range(4):  # damping that are worth trying before the Jacobian is computed again
-            mu = self.damping[who] * self.largest[who] ** 2
+            mu = self.damping[who] * self.size[who] ** 2
             factor = torch.linalg.cholesky_ex(square + mu[:, None, None] * self.unit)[0]
             moved = self._attempt(who, torch.cholesky_solve(-gradient[:, :, None], factor)[:, :, 0])
             self.damping[who] *= torch.where(moved, 1 / 4, 8)
@@ -174,12 +187,6 @@ class _Batch:
                 break
         # No descent even along the gradient: what is left is rounding.
         self.status[who[self.damping[who] > 1e8]] = Status.SLOW
-
-    def _leave_maximum(self, who: Tensor, J: Tensor) -> None:
-        """End at a minimum of the speed; go on where it still falls in the direction in which it is flat."""
-        flattest = torch.linalg.svd(J)[2][:, -1] * (STALLED * self.region.radius)
-        moved = self._attempt(who, flattest) | self._attempt(who, -flattest)
-        self.status[who[~moved]] = Status.SLOW
 
     def _attempt(self, who: Tensor, move: Tensor) -> Tensor:
         """Move those whose residual falls, and say which."""
