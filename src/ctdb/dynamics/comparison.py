@@ -16,10 +16,10 @@ from ctdb.metrics.r2 import linear_map
 
 KICK = 1e-3
 """How far from a point its unstable manifold is entered, in radii of the visited states."""
-ARRIVED = 1e-2
-"""Distance to a stable point, in radii, at which a state that no longer moves has arrived."""
-AT_REST = 1e-6
-"""Speed, in radii per bin, of a state that no longer moves."""
+AT_REST = 1e-4
+"""Speed, in radii per bin, of a state that has arrived: gates that hardly move may take ten thousands of bins to rest."""
+LOOK = 10
+"""Bins between looks at where the states are."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,17 @@ def compare_fixed_points(
     truth_states: Any,
     found_states: Any,
     *,
-    within: float = 0.2,
+    within: float = 0.3,
+    variance_kept: float = 0.9,
     truth_step: Step | None = None,
     found_step: Step | None = None,
 ) -> FixedPointComparison:
     """Match found fixed points to true ones, one to one, and compare the dynamics around them.
 
     Found points are carried into the true state space by the linear regression of state R2 (inferred to true), and
-    matched so that as many pairs as possible lie within `within`, at the least total distance.
+    matched so that as many pairs as possible lie within `within`, at the least total distance. Distances count in the
+    true states' leading principal components alone: fixed points often lie off the visited states, in directions of
+    which a fit cannot know, because nothing varied along them.
 
     Parameters
     ----------
@@ -91,6 +94,8 @@ def compare_fixed_points(
     within
         Largest distance of a pair, in units of the true states' spread. The points of a cube, as of three bits, lie
         0.58 apart.
+    variance_kept
+        Share of the true states' variance that the components hold in which distances count.
     truth_step, found_step
         Both steps, to compare which points the unstable manifolds connect.
 
@@ -108,12 +113,17 @@ def compare_fixed_points(
         if points.x.shape[1] != states.shape[1]:
             raise DynamicsError(f"{name} points have {points.x.shape[1]} units, {name} states {states.shape[1]}")
     weights, offset = linear_map(inferred, true)
-    variance = float(true.var(0).sum())
+    centred = true - true.mean(0)
+    singular, axes = np.linalg.svd(centred, full_matrices=False)[1:]
+    variance = float((singular**2).sum()) / len(true)
     if variance == 0:
         raise DynamicsError("the true states do not vary, so that there is no unit of distance; give those of trials")
     unexplained = float(((true - inferred @ weights - offset) ** 2).mean(0).sum())
     aligned = found.x.numpy() @ weights + offset
-    distances = np.linalg.norm(truth.x.numpy()[:, None] - aligned[None], axis=2) / np.sqrt(variance)
+    held = np.cumsum(singular**2) / (variance * len(true))
+    axes = axes[: 1 + int(np.searchsorted(held, variance_kept))]
+    between = (truth.x.numpy()[:, None] - aligned[None]) @ axes.T
+    distances = np.linalg.norm(between, axis=2) / np.sqrt(variance)
     # Where a pair is too far, it costs more than all near ones together.
     rows, columns = linear_sum_assignment(np.where(distances <= within, distances, within * (len(distances) + 1)))
     near = distances[rows, columns] <= within
@@ -147,7 +157,8 @@ def connections(points: FixedPoints, step: Step, max_bins: int = 10_000) -> Bool
     """Which points the unstable manifold of each leads to: ``[a, b]`` is whether it leads from a to the stable b.
 
     The system runs from each unstable point, moved a little along plus and minus each unstable eigenvector (the real
-    and the imaginary part of a complex one), until it rests or `max_bins` are over.
+    and the imaginary part of a complex one), until it hardly moves, and is nearest to a stable point and less than half
+    as far from it as from the next stable one; or until `max_bins` are over.
 
     Parameters
     ----------
@@ -172,22 +183,26 @@ def connections(points: FixedPoints, step: Step, max_bins: int = 10_000) -> Bool
     if not starts:
         return found
     x, origin = torch.stack(starts), torch.tensor(origin)
-    input, going = points.input[origin], torch.arange(len(starts))
-    with torch.no_grad():
-        for _ in range(max_bins):
-            new = step(x[going], input[going])
-            speed = (new - x[going]).norm(dim=1)
-            x[going] = new
-            left = (new - points.x[origin[going]]).norm(dim=1) > ARRIVED * points.radius  # the start is slow as well
-            going = going[~((speed < AT_REST * points.radius) & left) & new.isfinite().all(1)]
-            if not len(going):
-                break
-    distance = torch.cdist(x, points.x)
-    distance[:, ~points.stable] = torch.inf
-    distance[(input[:, None] != points.input[None]).any(2)] = torch.inf
-    nearest, end = distance.min(1)
-    ended = nearest < ARRIVED * points.radius
-    found[origin[ended], end[ended]] = True
+    input, end = points.input[origin], torch.full((len(starts),), -1)
+    out_of_reach = (input[:, None] != points.input[None]).any(2)
+    for bin in range(max_bins):
+        going = (end < 0).nonzero()[:, 0]
+        if not len(going):
+            break
+        before = x[going]
+        with torch.no_grad():
+            x[going] = step(before, input[going])
+        if bin % LOOK:
+            continue
+        distance = torch.cdist(x[going], points.x).masked_fill(out_of_reach[going], torch.inf)
+        nearest = distance.argmin(1)
+        to_stable = distance.masked_fill(~points.stable, torch.inf).sort(1)[0][:, :2]
+        second = to_stable[:, 1] if to_stable.shape[1] > 1 else torch.inf
+        at_rest = (x[going] - before).norm(dim=1) < AT_REST * points.radius
+        arrived = at_rest & points.stable[nearest] & (to_stable[:, 0] < 0.5 * second)
+        arrived &= to_stable[:, 0] < 0.5 * points.radius
+        end[going[arrived]] = nearest[arrived]
+    found[origin[end >= 0], end[end >= 0]] = True
     return found
 
 

@@ -30,7 +30,7 @@ def find_fixed_points(
     bin_s: float | None = None,
     tolerance: float = 1e-11,
     reach: float = 1.5,
-    max_iterations: int = 30,
+    max_iterations: int = 50,
     chunk: int | None = None,
     linearise: Linearise | None = None,
 ) -> FixedPoints:
@@ -217,7 +217,7 @@ class _Search:
 
 def _fresh(linearise: Linearise) -> Linearise:
     """The same with Jacobians that may be changed."""
-    return lambda state, input: Jacobians(*[part.clone() for part in linearise(state, input)])
+    return lambda state, input: Jacobians(*[part.detach().clone() for part in linearise(state, input)])
 
 
 def _reordered(points: FixedPoints, order: Tensor) -> FixedPoints:

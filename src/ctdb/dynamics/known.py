@@ -29,7 +29,7 @@ class KnownPoints:
     def add(
         self, x: Float[Tensor, "n d"], input: Float[Tensor, "n i"], residual: Float[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
-        """Number of the point that each state is; of states that are one, that of the lowest residual stands for all."""
+        """Number of the point that each state is; among equal new ones, the lowest residual stands for all."""
         number = torch.full((len(x),), -1)
         for row in residual.argsort(stable=True).tolist():
             distance, nearest = self.nearest(x[row : row + 1], input[row : row + 1])

@@ -14,9 +14,9 @@ from ctdb.dynamics.known import KnownPoints
 class Status(IntEnum):
     r"""How the search from one start ended.
 
-    `FIXED`: at a fixed point. `SLOW`: at a local minimum of the speed :math:`|F(x) - x|`, such as
-    the ghost of a saddle-node. `OUT`: it left the region of interest. `UNFINISHED`: the iterations ran out. `INVALID`: the start, or
-    the step or its Jacobian there, is NaN or infinite.
+    `FIXED`: at a fixed point. `SLOW`: at a local minimum of the speed :math:`|F(x) - x|` that is not 0, such as the
+    ghost of a saddle-node. `OUT`: it left the region of interest. `UNFINISHED`: the iterations ran out. `INVALID`: the
+    start, or the step or its Jacobian there, is NaN or infinite.
     """
 
     FIXED = 0
@@ -47,6 +47,8 @@ class Region:
 
 MAX_STEP = 0.15
 """Longest step, in radii of the region: a full Newton step would jump over saddles to the stable points."""
+SHORTER = (0.3, 0.1)
+"""Shares of a Newton step that are tried where the whole one does not lower the speed."""
 PATIENCE = 3
 """Newton steps of a start that may fail before it stays with Levenberg-Marquardt steps."""
 FLAT = 1e-6
@@ -72,7 +74,7 @@ def search(
     r"""Where each start leads.
 
     With :math:`r = F(x) - x` and :math:`J = \partial r / \partial x`, a Newton step solves :math:`J s = -r`. It is
-    taken, cut to :data:`MAX_STEP`, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
+    taken, cut to :data:`MAX_STEP` or shorter, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
     :math:`(J^T J + \mu I) s = -J^T r` is, whose :math:`\mu` grows until :math:`|r|` does fall.
 
     Parameters
@@ -172,6 +174,12 @@ class _Batch:
         factors, pivots, _ = torch.linalg.lu_factor_ex(J.mT)
         move = torch.linalg.lu_solve(factors, pivots, -self.r[who, :, None], adjoint=True)[:, :, 0]
         moved = self._attempt(who, move)
+        for share in SHORTER:
+            again = ~moved
+            if not again.any():
+                break
+            cut = MAX_STEP * self.region.radius / move[again].norm(dim=1, keepdim=True)
+            moved[again] = self._attempt(who[again], share * move[again] * cut.clamp(max=1))
         self.failures[who[~moved]] += 1
         return moved
 
