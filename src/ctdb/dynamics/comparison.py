@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ctdb.dynamics.jacobians import Step
+from ctdb.dynamics.known import EXACT
 from ctdb.dynamics.points import FixedPoints
 from ctdb.errors import DynamicsError
 from ctdb.metrics.r2 import linear_map
@@ -17,7 +18,7 @@ from ctdb.metrics.r2 import linear_map
 KICK = 1e-3
 """How far from a point its unstable manifold is entered, in radii of the visited states."""
 AT_REST = 1e-4
-"""Speed, in radii per bin, of a state that has arrived: gates that hardly move may take ten thousands of bins to rest."""
+"""Speed, in radii per bin, of a state that has arrived: gates that hardly move take ten thousands of bins to rest."""
 LOOK = 10
 """Bins between looks at where the states are."""
 
@@ -194,7 +195,7 @@ def connections(points: FixedPoints, step: Step, max_bins: int = 10_000) -> Bool
             x[going] = step(before, input[going])
         if bin % LOOK:
             continue
-        distance = torch.cdist(x[going], points.x).masked_fill(out_of_reach[going], torch.inf)
+        distance = torch.cdist(x[going], points.x, compute_mode=EXACT).masked_fill(out_of_reach[going], torch.inf)
         nearest = distance.argmin(1)
         to_stable = distance.masked_fill(~points.stable, torch.inf).sort(1)[0][:, :2]
         second = to_stable[:, 1] if to_stable.shape[1] > 1 else torch.inf

@@ -1,5 +1,6 @@
 """Find the fixed points of any step: starts between visited states, Newton's method, rounds until nothing is new."""
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from ctdb.dynamics import starts as starting
 from ctdb.dynamics.jacobians import Jacobians, Linearise, Step, cell_of, jacobian_of
-from ctdb.dynamics.known import EQUAL, KnownPoints
+from ctdb.dynamics.known import EQUAL, EXACT, KnownPoints
 from ctdb.dynamics.newton import Region, Status, search
 from ctdb.dynamics.points import FixedPoints
 from ctdb.errors import DynamicsError
 from ctdb.seeds import derive
 
+MAX_STEP = 0.15
+"""Longest step of the search, in radii of the visited states."""
 MAX_ROUNDS, MAX_POLISH = 8, 30
 
 
@@ -95,9 +98,10 @@ def find_fixed_points(
         raise DynamicsError(f"none of the {len(states)} states is finite, with its input; give states that are")
     centre = visited.mean(0)
     radius = float((visited - centre).norm(dim=1).max())
-    # A single state says nothing about how far to look.
-    far = reach * radius if radius > 0 else float("inf")
-    region = Region(centre, radius or max(1.0, float(centre.norm())), far)
+    if radius > 0:
+        region = Region(centre, radius, reach * radius, MAX_STEP * radius)
+    else:  # a single state says nothing about how far to look
+        region = Region(centre, max(1.0, float(centre.norm())), math.inf, math.inf)
     chunk = chunk or min(64, max(4, 2**21 // states.shape[1] ** 2))
     known = KnownPoints(states.shape[1], inputs.shape[1], region.radius)
     found = _Search(
@@ -210,7 +214,7 @@ class _Search:
             with torch.no_grad():
                 residual[who] = (self.step(x[who], u[who]) - x[who]).norm(dim=1)
             by_state[who], by_input[who] = self.linearise(x[who], u[who])
-            distance[who] = torch.cdist(x[who], visited).amin(1)
+            distance[who] = torch.cdist(x[who], visited, compute_mode=EXACT).amin(1)
         n_starts = reached[reached >= 0].bincount(minlength=k)
         return FixedPoints(x, u, residual, by_state, by_input, distance, n_starts, start_point=reached, **facts)
 

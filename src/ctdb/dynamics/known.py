@@ -9,6 +9,9 @@ EQUAL = 1e-3
 NEAR = EQUAL / 4
 """Distance, in the same unit, at which a start counts as arrived at a known point."""
 
+EXACT = "donot_use_mm_for_euclid_dist"
+"""Mode of `torch.cdist`; the faster one is off by the square root of rounding."""
+
 
 class KnownPoints:
     """Distinct points in the order in which they were found.
@@ -47,7 +50,7 @@ class KnownPoints:
         """Distance to the nearest point under the same input, infinite where there is none, and its number."""
         if not len(self.x):
             return x.new_full((len(x),), torch.inf), torch.full((len(x),), -1)
-        far = torch.cdist(x, self.x, compute_mode="donot_use_mm_for_euclid_dist")
+        far = torch.cdist(x, self.x, compute_mode=EXACT)
         far[(input[:, None] != self.input[None]).any(2)] = torch.inf
         distance, nearest = far.min(1)
         return distance, nearest

@@ -38,15 +38,18 @@ class Region:
         Largest distance of one from it; the unit of all distances in the search.
     reach
         Radius of the ball in which is searched.
+    max_step
+        Longest step. A full Newton step would jump over saddles to the stable points.
     """
 
     centre: Float[Tensor, " d"]
     radius: float
     reach: float
+    max_step: float
 
 
-MAX_STEP = 0.15
-"""Longest step, in radii of the region: a full Newton step would jump over saddles to the stable points."""
+SINGULAR = 1e-13
+"""Smallest over largest pivot below which a matrix counts as singular."""
 SHORTER = (0.3, 0.1)
 """Shares of a Newton step that are tried where the whole one does not lower the speed."""
 PATIENCE = 3
@@ -74,7 +77,7 @@ def search(
     r"""Where each start leads.
 
     With :math:`r = F(x) - x` and :math:`J = \partial r / \partial x`, a Newton step solves :math:`J s = -r`. It is
-    taken, cut to :data:`MAX_STEP` or shorter, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
+    taken, cut to the region's longest step or shorter, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
     :math:`(J^T J + \mu I) s = -J^T r` is, whose :math:`\mu` grows until :math:`|r|` does fall.
 
     Parameters
@@ -173,13 +176,15 @@ class _Batch:
         # LAPACK wants columns: the factors of the transpose need no copy.
         factors, pivots, _ = torch.linalg.lu_factor_ex(J.mT)
         move = torch.linalg.lu_solve(factors, pivots, -self.r[who, :, None], adjoint=True)[:, :, 0]
+        # Along a continuous set the matrix is singular but for rounding, of which nothing but noise would come.
+        pivot = factors.diagonal(dim1=1, dim2=2).abs()
+        move[pivot.amin(1) < SINGULAR * pivot.amax(1)] = 0
         moved = self._attempt(who, move)
         for share in SHORTER:
             again = ~moved
             if not again.any():
                 break
-            cut = MAX_STEP * self.region.radius / move[again].norm(dim=1, keepdim=True)
-            moved[again] = self._attempt(who[again], share * move[again] * cut.clamp(max=1))
+            moved[again] = self._attempt(who[again], share * self._cut(move[again]))
         self.failures[who[~moved]] += 1
         return moved
 
@@ -198,14 +203,17 @@ class _Batch:
 
     def _attempt(self, who: Tensor, move: Tensor) -> Tensor:
         """Move those whose residual falls, and say which."""
-        move = move.nan_to_num(0, 0, 0)  # a singular matrix gives no direction, and to stay lowers nothing
-        length = move.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        x = self.x[who] + move * (MAX_STEP * self.region.radius / length).clamp(max=1)
+        x = self.x[who] + self._cut(move)
         r = self._residual(x, self.input[who])
         norm = r.norm(dim=1)
         good = norm < self.norm[who]
         self.x[who[good]], self.r[who[good]], self.norm[who[good]] = x[good], r[good], norm[good]
         return good
+
+    def _cut(self, move: Tensor) -> Tensor:
+        """The move, no longer than allowed; none where it is not finite."""
+        move = move.nan_to_num(0, 0, 0)
+        return move * (self.region.max_step / move.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
 
     def _residual(self, x: Tensor, input: Tensor) -> Tensor:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ctdb.dynamics.known import EXACT
 from ctdb.dynamics.newton import Status
 from ctdb.errors import DynamicsError
 from ctdb.files import read_hdf5, write_hdf5
@@ -165,7 +166,7 @@ class FixedPoints:
     def continuous_sets(self) -> list[ContinuousSet]:
         """Continuous attractors and the like, whose points are not to be counted: sets of many marginal points."""
         points = self.marginal.nonzero()[:, 0]
-        near = torch.cdist(self.x[points], self.x[points]) <= LINKED * self.radius
+        near = torch.cdist(self.x[points], self.x[points], compute_mode=EXACT) <= LINKED * self.radius
         near &= (self.input[points, None] == self.input[None, points]).all(2)
         sets, free = [], torch.ones(len(points), dtype=torch.bool)
         at_one = ((self.eigenvalues[points] - 1).abs() <= MARGINAL).sum(1)
