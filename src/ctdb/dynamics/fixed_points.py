@@ -1,6 +1,7 @@
 """Find the fixed points of any step: starts between visited states, Newton's method, rounds until nothing is new."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -24,7 +25,7 @@ MAX_ROUNDS, MAX_POLISH = 8, 30
 def find_fixed_points(
     step: Step,
     states: Tensor | np.ndarray,
-    inputs: Tensor | np.ndarray | None = None,
+    inputs: Tensor | np.ndarray | Sequence[float] | None = None,
     *,
     starts: Literal["hull", "given"] = "hull",
     n_starts: int = 256,
@@ -234,7 +235,9 @@ def _reordered(points: FixedPoints, order: Tensor) -> FixedPoints:
     return moved
 
 
-def _checked(step: Step, states: Tensor | np.ndarray, inputs: Tensor | np.ndarray | None) -> tuple[Tensor, Tensor]:
+def _checked(
+    step: Step, states: Tensor | np.ndarray, inputs: Tensor | np.ndarray | Sequence[float] | None
+) -> tuple[Tensor, Tensor]:
     """Own copies in double precision, with one input for each state."""
     states = torch.as_tensor(states).detach().to("cpu", torch.float64, copy=True)
     if states.ndim not in (2, 3) or not states.numel():

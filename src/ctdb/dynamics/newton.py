@@ -77,7 +77,7 @@ def search(
     r"""Where each start leads.
 
     With :math:`r = F(x) - x` and :math:`J = \partial r / \partial x`, a Newton step solves :math:`J s = -r`. It is
-    taken, cut to the region's longest step or shorter, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
+    taken, cut to the longest allowed or shorter, only where :math:`|r|` falls; elsewhere a Levenberg-Marquardt step
     :math:`(J^T J + \mu I) s = -J^T r` is, whose :math:`\mu` grows until :math:`|r|` does fall.
 
     Parameters
