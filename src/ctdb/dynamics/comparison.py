@@ -45,7 +45,9 @@ class FixedPointComparison:
     time_constant_agreement
         Share of the pairs with a ratio between 1/2 and 2.
     edge_agreement
-        Jaccard index of the connections (:func:`connections`) between matched points; NaN where no steps were given.
+        Jaccard index of the connections (:func:`connections`) between matched points, from those with one unstable
+        direction: a manifold of more has ends beyond number, of which eigenvectors that are alike pick any. NaN where
+        no steps were given.
     alignment_r2
         How well the found states explain the true ones, variance-weighted; distances mean little where it is low.
     """
@@ -135,8 +137,9 @@ def compare_fixed_points(
     ratio = (growth[0][i] / growth[1][j]).numpy()
     edges = float("nan")
     if truth_step is not None and found_step is not None:
-        true_edges = connections(truth, truth_step)[i][:, i]
-        found_edges = connections(found, found_step)[j][:, j]
+        lines = (truth.index[i] == 1) | (found.index[j] == 1)
+        true_edges = connections(truth, truth_step)[i][lines][:, i]
+        found_edges = connections(found, found_step)[j][lines][:, j]
         either = int((true_edges | found_edges).sum())
         edges = int((true_edges & found_edges).sum()) / either if either else float("nan")
     return FixedPointComparison(

@@ -19,7 +19,10 @@ from ctdb.seeds import derive
 
 MAX_STEP = 0.15
 """Longest step of the search, in radii of the visited states."""
-MAX_ROUNDS, MAX_POLISH = 8, 30
+MAX_ROUNDS, BARREN_ROUNDS = 12, 2
+"""Rounds of midpoints at most, and rounds without a new point after which the search ends."""
+MAX_POLISH = 30
+"""Newton steps that make a found point exact, at most; two are usual."""
 
 
 def find_fixed_points(
@@ -28,7 +31,7 @@ def find_fixed_points(
     inputs: Tensor | np.ndarray | Sequence[float] | None = None,
     *,
     starts: Literal["hull", "given"] = "hull",
-    n_starts: int = 256,
+    n_starts: int = 160,
     seed: int = 0,
     thorough: bool = False,
     bin_s: float | None = None,
@@ -41,8 +44,8 @@ def find_fixed_points(
     r"""Fixed points :math:`F(x, u) = x` under constant input.
 
     Starts are drawn in the convex hull of the visited states and followed by a damped Newton's method in double
-    precision (:func:`ctdb.dynamics.newton.search`). Then the midpoints of found points are tried, the nearest first, in
-    rounds until one finds nothing new. That all points are found is likely, not proven: see
+    precision (:func:`ctdb.dynamics.newton.search`). Then midpoints of pairs of found points are tried, those in the
+    largest holes first, until two rounds find nothing new. That all points are found is likely, not proven: see
     :attr:`FixedPoints.discovery`, and try `thorough`.
 
     Parameters
@@ -58,7 +61,7 @@ def find_fixed_points(
     starts
         `hull`: starts are drawn between states. `given`: the states are the starts, with nothing added but midpoints.
     n_starts
-        Number of starts in the hull; a round of midpoints has up to half as many.
+        Number of starts in the hull; a round of midpoints has up to a third as many.
     seed
         Seed of the starts. No global random state is read or changed.
     thorough
@@ -121,13 +124,15 @@ def find_fixed_points(
             around, parents = starting.noisy(visited, n_starts, generator)
             found.run(around, of_visited[parents])
     tried: set[tuple[int, int]] = set()
-    per_round = max(1, (len(states) if starts == "given" else n_starts) // 2)
+    per_round = max(1, (len(states) if starts == "given" else n_starts) // 3)
+    barren = 0
     for _ in range(MAX_ROUNDS):
         before = len(known.x)
         between, parents = starting.midpoints(known.x, known.input, tried, per_round)
         if len(between):
             found.run(between, known.input[parents])
-        if len(known.x) == before and (len(tried) >= 2 * per_round or not len(between)):
+        barren = 0 if len(known.x) > before else barren + 1
+        if barren == BARREN_ROUNDS or not len(between):
             break
     return found.points(visited, bin_s)
 

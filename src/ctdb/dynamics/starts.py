@@ -48,16 +48,18 @@ def descended(step: Step, starts: Float[Tensor, "n d"], input: Float[Tensor, "n 
 def midpoints(
     x: Float[Tensor, "k d"], input: Float[Tensor, "k i"], tried: set[tuple[int, int]], n: int
 ) -> tuple[Float[Tensor, "pairs d"], Int[Tensor, " pairs"]]:
-    """Midpoints of the `n` nearest pairs of points under one input that were not tried, and one point of each pair.
+    """Midpoints of `n` pairs of points under one input that were not tried, and one point of each pair.
 
-    The pairs are added to `tried`.
+    Those furthest from all points come first: where a saddle is missing, there is a hole. The pairs are added to
+    `tried`.
     """
     first, second = torch.triu_indices(len(x), len(x), 1)
+    fresh = [at for at, pair in enumerate(zip(first.tolist(), second.tolist(), strict=True)) if pair not in tried]
+    first, second = first[fresh], second[fresh]
     same = (input[first] == input[second]).all(1)
     first, second = first[same], second[same]
-    order = (x[first] - x[second]).norm(dim=1).argsort(stable=True)
-    pairs = [(a, b) for a, b in zip(first[order].tolist(), second[order].tolist(), strict=True) if (a, b) not in tried]
-    pairs = pairs[:n]
-    tried.update(pairs)
-    a, b = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return (x[a] + x[b]) / 2, a
+    middle = (x[first] + x[second]) / 2
+    hole = torch.cat([torch.cdist(part, x).amin(1) for part in middle.split(1024)]) if len(middle) else middle[:, 0]
+    chosen = hole.argsort(descending=True, stable=True)[:n]
+    tried.update(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
+    return middle[chosen], first[chosen]
