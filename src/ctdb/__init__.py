@@ -10,6 +10,7 @@ from types import ModuleType
 _PARTS = (
     "config",
     "datasets",
+    "dynamics",
     "figures",
     "metrics",
     "models",

@@ -24,6 +24,10 @@ class MetricError(CtdbError):
     """A metric was asked for that these arrays cannot answer."""
 
 
+class DynamicsError(CtdbError):
+    """A dynamical system cannot be analysed as asked: its step, states or inputs do not go together."""
+
+
 class WriteError(CtdbError):
     """An output could not be written; whatever stood at its path before is untouched."""
 
