@@ -9,15 +9,13 @@ from torch import Tensor, nn
 
 from ctdb.recurrent import (
     Cell,
-    ChaoticRateCell,
     ClippedGRUCell,
-    EIRateCell,
     GRUCell,
     LeakyRateCell,
     LinearCell,
-    OscillatorCell,
     TanhCell,
 )
+from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """``step(state (n, d), input (n, i)) -> next state (n, d)``, each row by itself."""
