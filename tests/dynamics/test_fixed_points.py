@@ -165,6 +165,7 @@ def test_line_attractor_is_a_continuous_set_of_one_dimension():
     (found,) = points.continuous_sets
     assert len(found.members) == len(points) > 50
     assert found.dimension == 1
+    assert coordinates(points.x)[:, 0].abs().max() > 1.5  # starts find the line where they are near it
 
 
 def test_plane_attractor_has_two_dimensions():
