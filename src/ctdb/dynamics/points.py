@@ -21,6 +21,8 @@ MARGINAL = 1e-3
 r"""A mode with \|\|eigenvalue\| - 1\| up to this is marginal: in a thousand bins it neither dies out nor grows."""
 ROUNDING = 1e-6
 """How far from 1 an eigenvalue's size must be to tell which side it is on."""
+DEFECTIVE = 1e12
+"""Size of left eigenvectors from which on right ones count as parallel."""
 LINKED, MANY = 0.15, 8
 """Marginal points at most that many radii apart belong together, and that many make a continuous set."""
 
@@ -106,7 +108,7 @@ class FixedPoints:
     def left_eigenvectors(self) -> Complex[Tensor, "k d d"]:
         """In rows, scaled so that ``left @ right`` is the identity; NaN where eigenvectors do not span the space."""
         left, failed = torch.linalg.inv_ex(self.right_eigenvectors)
-        left[failed > 0] = torch.nan
+        left[(failed > 0) | (left.abs().flatten(1) > DEFECTIVE).any(1)] = torch.nan
         return left
 
     @property
