@@ -457,7 +457,9 @@ def test_the_documented_defaults_are_the_defaults():
         for name, value in zip(names, shown * (len(names) if len(shown) == 1 else 1), strict=False):
             if re.fullmatch(r"[\d.]+(e-\d+)?|true|false", value):
                 n_checked += 1
-                assert yaml.safe_load(value.replace("1e-", "1.0e-")) in (defaults.get(name) or defaults[f"train.{name}"]), name
+                assert yaml.safe_load(value.replace("1e-", "1.0e-")) in (
+                    defaults.get(name) or defaults[f"train.{name}"]
+                ), name
     assert n_checked > 100
 
 

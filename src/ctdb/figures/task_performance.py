@@ -14,7 +14,6 @@ from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need
 from ctdb.files import read_hdf5
 from ctdb.settings import Count, Seed
 
-
 MOST_LINES = 6
 """Inputs beyond this number are shown as an image."""
 
