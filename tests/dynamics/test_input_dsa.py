@@ -1,7 +1,5 @@
 """InputDSA: how inputs enter is seen, coordinates are not."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -85,12 +83,6 @@ def test_scale_shift_padding_and_threads_do_not_matter(four):
     cut, clean = (compared(s, n_bins=n_bins, n_null=1) for s in (padded, four))
     np.testing.assert_array_equal(cut.distances, clean.distances)
     np.testing.assert_array_equal(cut.null, clean.null)
-
-
-def test_without_dsa_metric_the_error_names_it(four, monkeypatch):
-    monkeypatch.setitem(sys.modules, "DSA", None)
-    with pytest.raises(MetricError, match="pip install"):
-        input_dsa([y for y, _ in four], [u for _, u in four])
 
 
 def test_errors(four):

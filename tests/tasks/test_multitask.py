@@ -439,7 +439,7 @@ def test_splits_are_disjoint_and_simulation_is_new():
     assert task.settings.train.n_angles == 128
     splits = training_trials(task)
     assert {name: len(split.inputs) for name, split in splits.items()} == {"train": 40, "valid": 10}
-    everything = task.generate(task.settings.train, numpy_generator("task trials", 3))
+    everything = task.generate(task.settings.train, numpy_generator("task trials", "train", 3))
     found = {name: {trial.tobytes() for trial in split.inputs} for name, split in splits.items()}
     assert not found["train"] & found["valid"]
     assert found["train"] | found["valid"] == {trial.tobytes() for trial in everything.inputs}
