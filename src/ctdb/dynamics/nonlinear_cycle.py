@@ -13,6 +13,7 @@ from ctdb.errors import MetricError
 from ctdb.metrics.bits_per_spike import RATE_FLOOR, check_rates
 from ctdb.metrics.r2 import check_channels, r2_sums
 from ctdb.metrics.trial_sums import TrialSums, trials_of
+from ctdb.recurrent import initialise
 from ctdb.seeds import derive, numpy_generator
 
 HIDDEN = (64, 64)
@@ -154,10 +155,10 @@ def _trained(
     train: tuple[torch.Tensor, torch.Tensor], stopping: tuple[torch.Tensor, torch.Tensor], seed: int
 ) -> tuple[nn.Module, int]:
     sizes = [train[0].shape[1], *HIDDEN]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # torch's own layers draw from global state when they are made
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         decoder = nn.Sequential(*hidden, nn.Linear(sizes[-1], train[1].shape[1]))
+    initialise(decoder, torch.Generator().manual_seed(seed))
     optimiser = torch.optim.Adam(decoder.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, lowest, n_epochs = copy.deepcopy(decoder.state_dict()), float("inf"), 0
     for epoch in range(1, MAX_EPOCHS + 1):
