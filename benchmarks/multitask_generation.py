@@ -11,14 +11,13 @@ its noise comes from numpy's newer, faster generator and all of it is in single 
 
 import argparse
 import os
-import statistics
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402
 
-from common import in_turn, machine, write_section  # noqa: E402
+from common import faster_than_a_loop, in_turn, machine, write_section  # noqa: E402
 from ctdb.tasks.base import TaskTrials, build  # noqa: E402
 from ctdb.tasks.multitask import SUBTASKS  # noqa: E402
 
@@ -177,24 +176,8 @@ def measure(n_trials: int, n_rounds: int, lean: bool) -> dict[str, list[float]]:
 
 def report(seconds: dict[str, list[float]], size: str) -> str:
     """Table of the measurement, as Markdown."""
-    ratios = [loop / ours for loop, ours in zip(seconds["loop"], seconds["ctdb"], strict=True)]
-    rows = [
-        f"| {label} | {1000 * statistics.median(seconds[name]):.0f} | {1000 * min(seconds[name]):.0f} |"
-        for name, label in (("loop", "Python loop over trials"), ("ctdb", "ctdb, `generate()`"))
-    ]
-    return "\n".join(
-        [
-            f"{size}: inputs, targets, loss weights and noise; 1 thread, {len(ratios)} rounds in turn.",
-            "",
-            "| side | median ms | best ms |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"**{statistics.median(ratios):.1f} times faster** (median of the rounds' own ratios; lowest "
-            f"{min(ratios):.1f}, highest {max(ratios):.1f}). Given the same durations, angles and amplitudes, both "
-            "sides have equal inputs, targets and weights.",
-        ]
-    )
+    equal = "Given the same durations, angles and amplitudes, both sides have equal inputs, targets and weights."
+    return faster_than_a_loop(seconds, "trials", f"{size}: inputs, targets, loss weights and noise", equal)
 
 
 def main() -> None:

@@ -9,14 +9,13 @@ a machine that is busy with other things slows both alike.
 
 import argparse
 import os
-import statistics
 
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402
 
-from common import in_turn, machine, write_section  # noqa: E402
+from common import faster_than_a_loop, in_turn, machine, write_section  # noqa: E402
 from ctdb.tasks.base import TaskTrials, build  # noqa: E402
 
 TITLE = "## Drawing flip-flop trials (`nbff_generation.py`)"
@@ -85,23 +84,9 @@ def measure(n_trials: int, n_bins: int, n_bits: int, n_rounds: int) -> dict[str,
 
 def report(seconds: dict[str, list[float]], size: str) -> str:
     """Table of the measurement, as Markdown."""
-    ratios = [loop / ours for loop, ours in zip(seconds["loop"], seconds["ctdb"], strict=True)]
-    rows = [
-        f"| {label} | {1000 * statistics.median(seconds[name]):.0f} | {1000 * min(seconds[name]):.0f} |"
-        for name, label in (("loop", "Python loop over trials and bins"), ("ctdb", "ctdb, `generate()`"))
-    ]
-    return "\n".join(
-        [
-            f"{size}: pulses, states, targets, loss mask and noise; 1 thread, {len(ratios)} rounds in turn.",
-            "",
-            "| side | median ms | best ms |",
-            "|---|---|---|",
-            *rows,
-            "",
-            f"**{statistics.median(ratios):.1f} times faster** (median of the rounds' own ratios; lowest "
-            f"{min(ratios):.1f}, highest {max(ratios):.1f}). Given the same pulses, both sides have equal states and "
-            "masks.",
-        ]
+    equal = "Given the same pulses, both sides have equal states and masks."
+    return faster_than_a_loop(
+        seconds, "trials and bins", f"{size}: pulses, states, targets, loss mask and noise", equal
     )
 
 

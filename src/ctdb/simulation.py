@@ -37,6 +37,8 @@ from ctdb.settings import Count, NonNegative, Positive, Seed
 SIGMOID_MAXIMUM = 2.0
 HIGHEST_RATE = 1e6
 """Spikes per bin that no neuron has: counts beyond it have no exact float32."""
+PER_BIN = ("states", "inputs", "inputs_true", "behavior")
+"""Arrays of an activity that become part of a dataset and have bins."""
 
 
 class SimulationSettings(DatasetSettings):
@@ -167,10 +169,6 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
         names={field: own for field, own in names.items() if own},
         provenance=settings.model_dump(),
     )
-
-
-PER_BIN = ("states", "inputs", "inputs_true", "behavior")
-"""Arrays of an activity that become part of a dataset and have bins."""
 
 
 def _behavior(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctdb.errors import DynamicsError
 from ctdb.networks.base import Network
-from ctdb.networks.rollout import closed_loop_step as one_bin
+from ctdb.networks.rollout import one_bin
 from ctdb.tasks.base import Body
 
 

@@ -87,7 +87,7 @@ def _closed_loop(
     for own, kick, now in zip(trials["inputs"].unbind(1), kicks.unbind(1), bins, strict=True):
         # The body's first states have no gradient, for which the step would be compiled once more.
         in_play = compiled and all(value.requires_grad for value in joint.values())
-        step = _compiled_step if in_play else closed_loop_step
+        step = _compiled_step if in_play else one_bin
         hidden, joint, *row = step(network, body, hidden, joint, own, kick, now)
         rows.append((hidden, *row))
     return Rollout(*[torch.stack(column, 1) for column in zip(*rows, strict=True)])
@@ -104,7 +104,7 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def closed_loop_step(
+def one_bin(
     network: Network, body: Body, hidden: Tensor, joint: dict[str, Tensor], own: Tensor, kick: Tensor, now: Any
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor, Tensor]:
     """One bin of network and body.
@@ -136,7 +136,7 @@ def closed_loop_step(
 @functools.cache
 def _compiler() -> Callable[..., Any]:
     """The step, compiled at its first call for any number of trials; torch keeps one for each kind of network."""
-    return torch.compile(closed_loop_step, dynamic=True, fullgraph=True)
+    return torch.compile(one_bin, dynamic=True, fullgraph=True)
 
 
 _refused: list[str] = []
@@ -150,4 +150,4 @@ def _compiled_step(*given: Any) -> Any:
         except torch._dynamo.exc.TorchDynamoException as error:
             _refused.append(str(error).partition("\n")[0])
             print(f"closed loops run plainly, because torch cannot compile their step: {_refused[0]}")
-    return closed_loop_step(*given)
+    return one_bin(*given)

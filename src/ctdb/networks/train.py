@@ -169,20 +169,18 @@ def record_activity(directory: Path | str, task: Task, trials: TaskTrials, seed:
     arrays = {name: value for name, value in {**tensors, **run._asdict()}.items() if value is not None}
     exact = {name: value.double() if value.is_floating_point() else value for name, value in tensors.items()}
     precise = Rollout(*[None if value is None else value.double() for value in run])
-    success, facts = (
-        task.success(precise, exact),
-        {
-            "bin_s": task.settings.bin_s,
-            "input_names": task.input_names,
-            "output_names": task.output_names,
-            "true_input_names": task.true_input_names,
-            "target_names": task.target_names,
-            "behavior_names": task.behavior_names,
-            "condition_names": task.conditions,
-            "loss": float(task.loss(precise, exact)),
-        },
-    )
-    facts["success"] = float(success.mean())
+    success = task.success(precise, exact)
+    facts = {
+        "bin_s": task.settings.bin_s,
+        "input_names": task.input_names,
+        "output_names": task.output_names,
+        "true_input_names": task.true_input_names,
+        "target_names": task.target_names,
+        "behavior_names": task.behavior_names,
+        "condition_names": task.conditions,
+        "loss": float(task.loss(precise, exact)),
+        "success": float(success.mean()),
+    }
     print(f"task loss {facts['loss']:.3g}, success {facts['success']:.1%}")
     if (chance := task.chance(exact)) is not None:
         facts["baseline_loss"] = float(task.loss(chance, exact))
