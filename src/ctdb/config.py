@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError, WriteError, nearest
@@ -47,9 +47,19 @@ class FitsEntry(Settings):
 
 
 class ScoresSettings(Settings):
-    """What to score: `applicable` for every metric that a dataset can have, or a list that each must have."""
+    """What to score: `applicable` for every metric that a dataset can have, or a list that each must have.
+
+    `also` names costly metrics, which `applicable` leaves out, to be made where a dataset can have them.
+    """
 
     metrics: Literal["applicable"] | NonEmpty[str] = "applicable"
+    also: list[str] = []
+
+    @model_validator(mode="after")
+    def _beside_applicable(self) -> "ScoresSettings":
+        if self.also and self.metrics != "applicable":
+            raise ValueError("also goes with `metrics: applicable`; add its names to the list of metrics")
+        return self
 
 
 class Layout(Settings):
@@ -79,9 +89,9 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
-    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics`; `requires`, task to
-    the `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the
-    module that defines it.
+    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `requires`,
+    task to the `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to
+    the module that defines it.
 
     Raises
     ------
@@ -157,6 +167,7 @@ class _Checker:
         figures = self._kinds("figures", layout.figures, FIGURES)
         metrics = None if layout.scores.metrics == "applicable" else list(layout.scores.metrics)
         self._metrics(metrics or [], "scores.metrics")
+        self._metrics(layout.scores.also, "scores.also")
         self._give_up_if_wrong()
         fits = self._fits(layout, models)
         self._give_up_if_wrong()
@@ -185,6 +196,7 @@ class _Checker:
             "models": models,
             "fits": fits,
             "metrics": metrics,
+            "also": list(layout.scores.also),
             "figures": figures,
             "requires": {name: _requirements(task["kind"]) for name, task in tasks.items()},
             "modules": {section: registry.modules for section, registry in registries.items()},

@@ -10,7 +10,7 @@ import pandas as pd
 from ctdb.datasets import SPLITS, MultiSession, SpikeDataset
 from ctdb.errors import MetricError
 from ctdb.files import read_hdf5, read_yaml
-from ctdb.metrics import METRICS, Case, NotApplicableError
+from ctdb.metrics import COSTLY, METRICS, Case, NotApplicableError, TrialSums
 from ctdb.metrics.behavior import decode, known_behavior
 from ctdb.seeds import numpy_generator
 
@@ -31,14 +31,18 @@ COLUMNS = {
     "status": "string",
     "reason": "string",
 }
-"""Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials; `sweep` is a JSON mapping;
-`session` is empty for a dataset of one."""
+"""Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials, where the score is a ratio of
+sums over them; `sweep` is a JSON mapping; `session` is empty for a dataset of one."""
 
 FLOOR, CEILING, BASELINE = "floor_mean_rate", "ceiling_true_rates", "baseline_ridge_on_spikes"
 
 
 def score_fit(
-    dataset: SpikeDataset | MultiSession, fit: Path | str, metrics: Sequence[str] | None, labels: Mapping[str, Any]
+    dataset: SpikeDataset | MultiSession,
+    fit: Path | str,
+    metrics: Sequence[str] | None,
+    labels: Mapping[str, Any],
+    also: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Score a fit on the splits that its training did not use.
 
@@ -49,9 +53,11 @@ def score_fit(
     fit
         Folder of the fit.
     metrics
-        Names of metrics; None for all that apply.
+        Names of metrics; None for all that apply, but for those in :data:`ctdb.metrics.case.COSTLY`.
     labels
         Values of the columns `dataset`, `model`, `kind`, `sweep` and `seed`.
+    also
+        Costly metrics that are wanted beside those that apply.
 
     Returns
     -------
@@ -73,11 +79,13 @@ def score_fit(
             for split, prefix in prefixes.items()
         }
         own = {"role": "fit", "session": name, **labels}
-        tables.append(_rows(session, outputs, metrics, own, failure))
+        tables.append(_rows(session, outputs, metrics, own, also, failure))
     return pd.concat(tables, ignore_index=True)
 
 
-def score_anchors(dataset: SpikeDataset | MultiSession, metrics: Sequence[str] | None, name: str) -> pd.DataFrame:
+def score_anchors(
+    dataset: SpikeDataset | MultiSession, metrics: Sequence[str] | None, name: str, also: Sequence[str] = ()
+) -> pd.DataFrame:
     """Score what no fit should fall below, each neuron's mean train rate, and what none can pass, the true rates.
 
     Where there is behaviour, a ridge regression from the spikes themselves is a baseline for what a model decodes.
@@ -91,16 +99,13 @@ def score_anchors(dataset: SpikeDataset | MultiSession, metrics: Sequence[str] |
     for session_name, session in dataset.sessions.items():
         for anchor, role, outputs in _anchors(session):
             own = labels | {"session": session_name, "model": anchor, "role": role}
-            tables.append(_rows(session, outputs, metrics, own))
+            tables.append(_rows(session, outputs, metrics, own, also))
     return pd.concat(tables, ignore_index=True)
 
 
 def _anchors(dataset: SpikeDataset) -> list[tuple[str, str, dict[str, dict[str, np.ndarray]]]]:
     """Anchor, role, and what it predicts of each split."""
-    train = dataset["train"]
-    observed = train.observed()[:, : dataset.n_bins]
-    seen = np.where(observed, train.recon_data[:, : dataset.n_bins], 0)
-    mean = seen.sum((0, 1), dtype=np.float64) / np.maximum(observed.sum((0, 1)), 1)
+    mean = Case(dataset, {}, "train").mean_rates
     floor, ceiling = {}, {}
     for split, trials in dataset.splits.items():
         floor[split] = {"rates": np.broadcast_to(mean, trials.recon_data.shape)}
@@ -138,15 +143,17 @@ def _rows(
     outputs: Mapping[str, Mapping[str, np.ndarray]],
     metrics: Sequence[str] | None,
     labels: Mapping[str, Any],
+    also: Sequence[str],
     failure: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Rows of one fit or anchor; with `failure`, without values, for the scores that it would have had."""
+    wanted = sorted(({*METRICS.modules} - COSTLY) | {*also}) if metrics is None else metrics
     rows = []
     for split in _scored_splits(dataset):
-        for metric in METRICS.modules if metrics is None else metrics:
+        for metric in wanted:
             row = {**labels, "split": split, "metric": metric, "n_trials": dataset[split].n_trials}
             try:
-                sums = METRICS[metric](Case(dataset, outputs, split))
+                score = METRICS[metric](Case(dataset, outputs, split))
             except NotApplicableError as error:
                 if metrics is not None and (labels["role"] == "fit" or error.of_dataset):
                     raise MetricError(
@@ -160,17 +167,24 @@ def _rows(
             if failure is not None:
                 rows.append({**row, **failure})
                 continue
-            if not np.isfinite(sums.value):
-                rows.append({**row, "status": "undefined", "reason": "not a finite number on these trials"})
-                continue
-            low, high = sums.interval(numpy_generator("bootstrap", labels["dataset"], split))
-            rows.append({**row, "value": sums.value, "low": low, "high": high, "status": "ok", "reason": ""})
-    return _table(rows)
+            rows.append({**row, **outcome(score, labels["dataset"], split)})
+    return table_of(rows)
+
+
+def outcome(score: TrialSums | float, dataset: str, split: str) -> dict[str, Any]:
+    """Columns of a score: its value, the interval where it has one, and whether it is a number at all."""
+    value, low, high = float(score), np.nan, np.nan
+    if not np.isfinite(value):
+        return {"status": "undefined", "reason": "not a finite number on these trials"}
+    if isinstance(score, TrialSums):
+        low, high = score.interval(numpy_generator("bootstrap", dataset, split))
+    return {"value": value, "low": low, "high": high, "status": "ok", "reason": ""}
 
 
 def _scored_splits(dataset: SpikeDataset) -> list[str]:
     return [split for split in SPLITS[1:] if split in dataset.splits]
 
 
-def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table with all columns, in their types."""
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)

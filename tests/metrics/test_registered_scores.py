@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import poisson
+from scipy.stats import poisson, wasserstein_distance
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from ctdb.datasets import SpikeDataset, Split
 from ctdb.metrics import METRICS, Case, NotApplicableError
 from ctdb.metrics.bits_per_spike import bits_per_spike_sums, poisson_nll_sums
+from ctdb.metrics.nonlinear_cycle import nonlinear_cycle_consistency
 
 HELDIN, NEURONS, BINS, RECON = 4, 6, 7, 11
 
@@ -197,3 +200,96 @@ def test_a_signal_that_is_no_count_has_no_bits_and_no_poisson_likelihood():
             METRICS[metric](case)
         assert raised.value.of_dataset
     assert METRICS["input_r2_true_to_inferred"](case).value > 0
+
+
+def state_case(n_bins=None, rng_seed=0):
+    """Rates that follow latents, and a fit that knows both only in part."""
+    rng = np.random.default_rng(rng_seed)
+    splits, outputs = {}, {}
+    weights = rng.normal(size=(3, NEURONS))
+    for name, n_trials in (("train", 12), ("test", 10)):
+        latents = np.cumsum(rng.normal(size=(n_trials, 40, 3)), 1) / 4
+        truth = np.exp(0.4 * latents @ weights - 1)
+        splits[name] = Split(
+            encod_data=rng.poisson(truth[:, :, :HELDIN]).astype(np.float32),
+            recon_data=rng.poisson(truth).astype(np.float32),
+            truth=truth,
+            latents=latents,
+        )
+        outputs[name] = {
+            "latents": latents @ rng.normal(size=(3, 5)) + 0.3 * rng.normal(size=(n_trials, 40, 5)),
+            "rates": truth * rng.gamma(20, 1 / 20, truth.shape),
+        }
+    return Case(SpikeDataset(splits, 0.01), outputs, "test")
+
+
+SKILLS = ("marginal_wasserstein_skill", "marginal_kl_skill", "power_spectrum_skill")
+
+
+@pytest.mark.parametrize("metric", SKILLS)
+def test_skill_is_1_for_the_true_rates_0_for_their_means_and_between_for_a_fit(metric):
+    case = state_case()
+    perfect = Case(case.dataset, {"test": {"rates": case.trials.truth}}, "test")
+    mean = case.train.recon_data.mean((0, 1), dtype=np.float64)
+    floor = Case(case.dataset, {"test": {"rates": np.broadcast_to(mean, case.trials.truth.shape)}}, "test")
+    assert METRICS[metric](perfect) == pytest.approx(1, abs=1e-7)
+    assert METRICS[metric](floor) == pytest.approx(0, abs=1e-12)
+    assert 0.1 < METRICS[metric](case) < 0.99
+
+
+def test_wasserstein_skill_is_that_of_scipy():
+    case = state_case()
+    true, found = case.trials.truth, case.outputs["test"]["rates"]
+    mean = case.train.recon_data.mean((0, 1), dtype=np.float64)
+
+    def distance(other):
+        one = [wasserstein_distance(true[..., i].ravel(), other[..., i].ravel()) for i in range(NEURONS)]
+        return np.mean(one / np.ptp(true, axis=(0, 1)))
+
+    expected = 1 - distance(found) / distance(np.broadcast_to(mean, true.shape))
+    assert METRICS["marginal_wasserstein_skill"](case) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["procrustes_similarity", "cca", "cka"])
+def test_shapes_of_states_are_alike_in_whatever_trials_order_and_rotation(metric):
+    case = state_case()
+    rng = np.random.default_rng(5)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    score = METRICS[metric]
+
+    def of(latents):
+        return score(Case(case.dataset, {"test": {"latents": latents}}, "test"))
+
+    true = case.trials.latents
+    assert of(2 * true @ rotation + 1) == pytest.approx(1, abs=1e-6)
+    value = of(case.outputs["test"]["latents"])
+    turned = case.outputs["test"]["latents"] @ np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    assert of(turned) == pytest.approx(value, rel=1e-9)
+    assert 0.3 < value < 0.999
+    assert of(rng.normal(size=(10, 40, 5))) < 0.5 * value
+    order = rng.permutation(10)
+    split = replace(case.trials, latents=true[order])
+    moved = Case(replace(case.dataset, splits={**case.dataset.splits, "test": split}), case.outputs, "test")
+    mixed = Case(moved.dataset, {"test": {"latents": case.outputs["test"]["latents"][order]}}, "test")
+    assert score(mixed) == pytest.approx(value, rel=1e-9)
+    assert score(moved) < value  # states of other trials
+
+
+def test_cca_is_that_of_scikit_learn_on_leading_components():
+    case = state_case()
+    clouds = []
+    for states in (case.trials.latents, case.outputs["test"]["latents"]):
+        clouds.append(PCA(0.95, svd_solver="full").fit_transform(states.reshape(-1, states.shape[-1])))
+    n = min(cloud.shape[1] for cloud in clouds)
+    assert n >= 2
+    pairs = zip(*CCA(n, scale=False, max_iter=10000, tol=1e-12).fit_transform(*clouds), strict=True)
+    columns = [np.stack(list(side), 0) for side in zip(*pairs, strict=True)]
+    expected = np.mean([np.corrcoef(columns[0][:, i], columns[1][:, i])[0, 1] for i in range(n)])
+    assert METRICS["cca"](case) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nonlinear_cycle_is_the_score_of_its_function():
+    case = state_case()
+    one, other = case.outputs["train"], case.outputs["test"]
+    expected = nonlinear_cycle_consistency(one["latents"], one["rates"], other["latents"], other["rates"])
+    assert METRICS["nonlinear_cycle_consistency"](case).value == expected.r2[0]

@@ -5,6 +5,7 @@ import sys
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
 from ctdb.errors import CtdbError
+from ctdb.metrics.case import COSTLY
 
 try:
     PLAN = ctdb_workflow.plan(

@@ -1,7 +1,11 @@
 # Scores of each fit, and of the floor and ceiling of its dataset, gathered into one table.
 
 METRIC_MODULES = sorted(
-    {module for metric, module in MODULES["metrics"].items() if PLAN["metrics"] is None or metric in PLAN["metrics"]}
+    {
+        module
+        for metric, module in MODULES["metrics"].items()
+        if metric in PLAN["also"] or (metric not in COSTLY if PLAN["metrics"] is None else metric in PLAN["metrics"])
+    }
 )
 
 
@@ -18,6 +22,7 @@ rule score_fit:
         f"{RESULTS}/benchmarks/scores/{{dataset}}/{{model}}/seed{{seed}}.tsv"
     params:
         metrics=PLAN["metrics"],
+        also=PLAN["also"],
         labels=lambda wildcards: {key: fit_of(wildcards)[key] for key in ("dataset", "model", "kind", "sweep", "seed")},
         code=code("score_fit.py", *METRIC_MODULES),
     script:
@@ -35,6 +40,7 @@ rule score_anchors:
         f"{RESULTS}/benchmarks/scores/{{dataset}}/anchors.tsv"
     params:
         metrics=PLAN["metrics"],
+        also=PLAN["also"],
         code=code("score_anchors.py", *METRIC_MODULES),
     script:
         "../scripts/score_anchors.py"

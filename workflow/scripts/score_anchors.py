@@ -8,5 +8,5 @@ with job(snakemake.log[0], snakemake.threads):
     from ctdb.scores import score_anchors
 
     dataset = datasets.read(snakemake.input[0])
-    table = score_anchors(dataset, snakemake.params.metrics, snakemake.wildcards.dataset)
+    table = score_anchors(dataset, snakemake.params.metrics, snakemake.wildcards.dataset, snakemake.params.also)
     write_text(snakemake.output[0], table.to_csv(index=False))

@@ -10,5 +10,6 @@ with job(snakemake.log[0], snakemake.threads):
     from ctdb.scores import score_fit
 
     dataset = datasets.read(snakemake.input.dataset)
-    table = score_fit(dataset, Path(snakemake.input.spec).parent, snakemake.params.metrics, snakemake.params.labels)
+    fit, params = Path(snakemake.input.spec).parent, snakemake.params
+    table = score_fit(dataset, fit, params.metrics, params.labels, params.also)
     write_text(snakemake.output[0], table.to_csv(index=False))

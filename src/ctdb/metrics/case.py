@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from ctdb.datasets import SpikeDataset, Split
 from ctdb.errors import MetricError
 from ctdb.registry import Registry
 
 METRICS = Registry("ctdb.metrics")
-"""Functions ``score(case) -> TrialSums`` by the name of their score; NotApplicableError where it has no meaning."""
+"""Functions ``score(case) -> TrialSums | float`` by the name of their score; NotApplicableError where it has no
+meaning. A score that is no ratio of sums over trials is a plain number, and has no interval."""
+COSTLY = frozenset({"nonlinear_cycle_consistency"})
+"""Scores that cost more than all others together, and are made only where the configuration names them."""
 
 
 class NotApplicableError(MetricError):
@@ -54,6 +58,14 @@ class Case:
     def train(self) -> Split:
         """The train trials."""
         return self.dataset["train"]
+
+    @property
+    def mean_rates(self) -> Float[np.ndarray, " neurons"]:
+        """Mean train count of each neuron in the bins that a model sees: the floor that no fit should fall below."""
+        n_bins = self.dataset.n_bins
+        seen = self.train.observed()[:, :n_bins]
+        total = np.where(seen, self.train.recon_data[:, :n_bins], 0).sum((0, 1), dtype=np.float64)
+        return total / np.maximum(seen.sum((0, 1)), 1)
 
     def inferred(self, name: str, split: str | None = None) -> np.ndarray:
         """Inferred array of the scored split, or of another; NotApplicableError if the model has none."""

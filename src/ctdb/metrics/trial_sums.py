@@ -30,6 +30,9 @@ class TrialSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(self.combine(self.terms.sum(0, keepdims=True))[0])
 
+    def __float__(self) -> float:
+        return self.value
+
     def interval(self, rng: np.random.Generator, level: float = 0.95, n_resamples: int = 1000) -> tuple[float, float]:
         """Percentile bootstrap interval over trials.
 

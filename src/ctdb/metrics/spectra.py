@@ -1,10 +1,14 @@
 """Distance between power spectra: do two activities move at the same speeds?"""
 
+import functools
+
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 
 from ctdb.errors import MetricError
+from ctdb.metrics.case import METRICS, Case
+from ctdb.metrics.distances import skill
 from ctdb.metrics.trial_sums import trials_of
 
 
@@ -113,3 +117,11 @@ def power_spectrum_distance(
     q = power_spectrum(inferred, n_bins_inferred, window, smoothing)
     common = np.where((p.sum(0) == 0) & (q.sum(0) == 0), 1.0, np.sqrt(p * q).sum(0))
     return float(np.sqrt(np.maximum(1 - common, 0)).mean())
+
+
+@METRICS.register("power_spectrum_skill")
+def _power_spectrum_skill(case: Case) -> float:
+    """In windows as long as the median trial; shorter trials are left out."""
+    trials = case.trials
+    window = trials.recon_data.shape[1] if trials.n_bins is None else int(np.median(trials.n_bins))
+    return skill(case, functools.partial(power_spectrum_distance, window=window))

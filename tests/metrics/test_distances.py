@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ctdb.dynamics.distances import marginal_kl, marginal_wasserstein
 from ctdb.errors import MetricError
+from ctdb.metrics.distances import marginal_kl, marginal_wasserstein
 
 BOTH = [marginal_wasserstein, marginal_kl]
 

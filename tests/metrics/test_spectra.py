@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ctdb.dynamics.spectra import power_spectrum, power_spectrum_distance
 from ctdb.errors import MetricError
+from ctdb.metrics.spectra import power_spectrum, power_spectrum_distance
 
 
 def wave(cycles, n_trials=6, n_bins=64, seed=0, noise=0.0):

@@ -11,6 +11,7 @@ from torch import nn
 
 from ctdb.errors import MetricError
 from ctdb.metrics.bits_per_spike import RATE_FLOOR, check_rates
+from ctdb.metrics.case import METRICS, Case
 from ctdb.metrics.r2 import check_channels, r2_sums
 from ctdb.metrics.trial_sums import TrialSums, trials_of
 from ctdb.recurrent import initialise
@@ -98,10 +99,10 @@ def nonlinear_cycle_sums(
     seed: int = 0,
 ) -> tuple[list[TrialSums], int]:
     """Scores at each noise level as sums over trials, and the passes; see :func:`nonlinear_cycle_consistency`."""
-    check_rates(rates_train)
-    check_rates(rates_eval)
     latents, rates, valid = trials_of(latents_train, rates_train, n_bins=n_bins_train)
     latents_eval, rates_eval, valid_eval = trials_of(latents_eval, rates_eval, n_bins=n_bins_eval)
+    check_rates(rates, valid)
+    check_rates(rates_eval, valid_eval)
     check_channels(latents_eval, latents[0].T)
     check_channels(rates_eval, rates[0].T)
     if len(latents) < 2:
@@ -128,6 +129,19 @@ def nonlinear_cycle_sums(
             decoded = decoder(torch.from_numpy(noisy).to(torch.float32)).to(torch.float64).numpy()
         scores.append(r2_sums(latents_eval, target.inverse(decoded), n_bins_eval))
     return scores, n_epochs
+
+
+@METRICS.register("nonlinear_cycle_consistency")
+def _nonlinear_cycle_consistency(case: Case) -> TrialSums:
+    sums, _ = nonlinear_cycle_sums(
+        case.inferred("latents", "train"),
+        case.inferred("rates", "train"),
+        case.inferred("latents"),
+        case.inferred("rates"),
+        n_bins_train=case.train.n_bins,
+        n_bins_eval=case.trials.n_bins,
+    )
+    return sums[0]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ctdb.errors import MetricError
+from ctdb.metrics.case import METRICS, Case
 from ctdb.metrics.trial_sums import trials_of
 
+CCA_VARIANCE = 0.95
+"""Share of the variance in the principal components that the score `cca` compares."""
 RANK_FLOOR = 1e-8
 """Singular values below this share of the largest are rounding, and no direction of the data."""
 
@@ -81,6 +84,39 @@ def cka(first: np.ndarray, second: np.ndarray, n_bins: np.ndarray | None = None)
     """
     x, y = _centred(first, second, n_bins)
     return float(np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
+
+
+@METRICS.register("procrustes_similarity")
+def _procrustes_similarity(case: Case) -> float:
+    """One minus the angle of :func:`procrustes_distance` in right angles: 1 for clouds that a rotation maps."""
+    return 1 - procrustes_distance(*_clouds(case)) / (np.pi / 2)
+
+
+@METRICS.register("cca")
+def _cca(case: Case) -> float:
+    return cca(*(leading_components(cloud, CCA_VARIANCE) for cloud in _clouds(case)))
+
+
+@METRICS.register("cka")
+def _cka(case: Case) -> float:
+    return cka(*_clouds(case))
+
+
+def _clouds(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """True and inferred states of the valid bins of the scored split."""
+    true, inferred, valid = trials_of(case.known("latents"), case.inferred("latents"), n_bins=case.trials.n_bins)
+    return true[valid], inferred[valid]
+
+
+def leading_components(
+    cloud: Float[np.ndarray, "samples channels"], share: float
+) -> Float[np.ndarray, "samples components"]:
+    """Scores of the fewest principal components that hold `share` of the variance."""
+    centred = cloud - cloud.mean(0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    held = np.cumsum(singular**2) / max((singular**2).sum(), np.finfo(float).tiny)
+    kept = int(np.searchsorted(held, share)) + 1
+    return left[:, :kept] * singular[:kept]
 
 
 def _centred(first: np.ndarray, second: np.ndarray, n_bins: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.linalg import orthogonal_procrustes
 
-from ctdb.dynamics.geometry import canonical_correlations, cca, cka, procrustes_distance
 from ctdb.errors import MetricError
+from ctdb.metrics.geometry import canonical_correlations, cca, cka, procrustes_distance
 
 ALL = [procrustes_distance, cca, cka]
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ctdb.dynamics.nonlinear_cycle import nonlinear_cycle_consistency, nonlinear_cycle_sums
 from ctdb.errors import MetricError
 from ctdb.metrics import cycle_consistency, state_r2
+from ctdb.metrics.nonlinear_cycle import nonlinear_cycle_consistency, nonlinear_cycle_sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,6 +82,13 @@ def test_sums_over_trials_give_the_score():
     assert n_epochs == found.n_epochs
     low, high = sums[0].interval(np.random.default_rng(0))
     assert low < found.r2[0] < high
+
+
+def test_the_decoder_is_the_one_that_read_the_stopping_trials_best(monkeypatch):
+    """A run that ends with the best pass gives the same decoder as one that went on and took it back."""
+    whole = nonlinear_cycle_consistency(*arrays(n_bins=6))
+    monkeypatch.setattr("ctdb.metrics.nonlinear_cycle.MAX_EPOCHS", whole.n_epochs)
+    assert nonlinear_cycle_consistency(*arrays(n_bins=6)) == whole
 
 
 def test_errors():

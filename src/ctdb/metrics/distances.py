@@ -1,10 +1,14 @@
 """Distances between the distributions of two activities, channel by channel, whatever their order in time."""
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
 from ctdb.errors import MetricError
+from ctdb.metrics.case import METRICS, Case
 from ctdb.metrics.trial_sums import trials_of
 
 HISTOGRAM_BINS = 50
@@ -99,6 +103,30 @@ def marginal_kl(
         p, q = p / p.sum(), q / q.sum()
         divergences.append(float(np.sum(p * np.log(p / q))))
     return float(np.mean(divergences))
+
+
+@METRICS.register("marginal_wasserstein_skill")
+def _marginal_wasserstein_skill(case: Case) -> float:
+    return skill(case, marginal_wasserstein)
+
+
+@METRICS.register("marginal_kl_skill")
+def _marginal_kl_skill(case: Case) -> float:
+    """With a pseudocount of 1: CtDToolkit's hangs on single samples in the tails."""
+    return skill(case, functools.partial(marginal_kl, pseudocount=1.0))
+
+
+def skill(case: Case, distance: Callable[..., float]) -> float:
+    """Skill score of inferred rates: one minus their distance from the true rates in units of the floor's distance.
+
+    1 for the true distribution, 0 for each neuron's mean rate, and below 0 for worse than that (Murphy, 1988).
+    MetricError where the mean rates are at no distance.
+    """
+    true, lengths = case.known("truth"), case.trials.n_bins
+    of_floor = distance(true, np.broadcast_to(case.mean_rates, true.shape), lengths)
+    if of_floor == 0:
+        raise MetricError("skill is undefined: the true rates are no distance from their means")
+    return 1 - distance(true, case.inferred("rates"), lengths) / of_floor
 
 
 def _samples(
