@@ -1,4 +1,4 @@
-# Train networks on tasks, simulate spikes from them or take a user's file, fit models, score them, draw figures.
+# Train networks on tasks, simulate spikes from them or take a user's file, fit models, compare dynamics, score, draw.
 # What to do is said in one configuration file: config/config.yaml, or another one by `--configfile`.
 
 from snakemake.utils import min_version
@@ -38,6 +38,11 @@ rule fits:
         FIT_FILES,
 
 
+rule dynamics:
+    input:
+        DYNAMICS_SCORES,
+
+
 rule scores:
     input:
         f"{RESULTS}/scores.parquet",
@@ -51,5 +56,6 @@ rule figures:
 include: "workflow/rules/networks.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/fits.smk"
+include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/figures.smk"

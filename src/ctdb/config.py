@@ -28,7 +28,7 @@ from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
 from ctdb.provenance import fingerprint
 from ctdb.registry import Registry
-from ctdb.settings import NonEmpty, Seed, Settings
+from ctdb.settings import DYNAMICS_SCORES, DynamicsSettings, NonEmpty, Seed, Settings
 from ctdb.tasks import TASKS
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -72,6 +72,7 @@ class Layout(Settings):
     models: dict[str, dict[str, Any]]
     fits: NonEmpty[FitsEntry]
     scores: ScoresSettings = ScoresSettings()
+    dynamics: dict[str, DynamicsSettings] = {}
     figures: dict[str, dict[str, Any]] = {}
 
 
@@ -89,9 +90,9 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
-    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `requires`,
-    task to the `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to
-    the module that defines it.
+    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`,
+    dataset to its analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and how to `install`
+    them; and `modules`, section to kind to the module that defines it.
 
     Raises
     ------
@@ -172,10 +173,11 @@ class _Checker:
         fits = self._fits(layout, models)
         self._give_up_if_wrong()
         self._heldout(datasets, metrics, fits)
+        self._dynamics(layout, fits)
         for name, settings in figures.items():
             needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
             self._needs(name, needs, layout, tasks, datasets, fits)
-            self._metrics(settings.get("metrics", []), f"figures.{name}.metrics")
+            self._metrics(settings.get("metrics", []), f"figures.{name}.metrics", DYNAMICS_SCORES)
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
             figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
@@ -197,6 +199,7 @@ class _Checker:
             "fits": fits,
             "metrics": metrics,
             "also": list(layout.scores.also),
+            "dynamics": {name: settings.model_dump() for name, settings in layout.dynamics.items()},
             "figures": figures,
             "requires": {name: _requirements(task["kind"]) for name, task in tasks.items()},
             "modules": {section: registry.modules for section, registry in registries.items()},
@@ -215,9 +218,10 @@ class _Checker:
             if (other := seen.setdefault(name.casefold(), name)) != name:
                 self.problems.append(f"{section}.{name}: differs from {other!r} in case only; rename one")
 
-    def _metrics(self, metrics: list[str], where: str) -> None:
+    def _metrics(self, metrics: list[str], where: str, more: Iterable[str] = ()) -> None:
         for index, metric in enumerate(metrics):
-            if self._known("metric", metric, METRICS.modules, f"{where}[{index}]") and metric in metrics[:index]:
+            known = [*METRICS.modules, *more]
+            if self._known("metric", metric, known, f"{where}[{index}]") and metric in metrics[:index]:
                 self.problems.append(f"{where}[{index}]: {metric!r} is listed twice")
 
     def _fields(self, figure: str, settings: Mapping[str, Any], datasets: Mapping[str, Any]) -> None:
@@ -403,6 +407,18 @@ class _Checker:
                     "hold out some neurons, or take the metric out"
                 )
 
+    def _dynamics(self, layout: Layout, fits: list[dict[str, Any]]) -> None:
+        """Refuse dynamics of what is no dataset of one session that something is fitted to."""
+        fitted = {fit["dataset"] for fit in fits}
+        for name in layout.dynamics:
+            where = f"dynamics.{name}"
+            if not self._known("dataset", name, layout.datasets, where):
+                continue
+            if name not in fitted:
+                self.problems.append(f"{where}: nothing is fitted to this dataset; add it to `fits`, or take it out")
+            elif _sessions_of(layout.datasets, name):
+                self.problems.append(f"{where}: is several sessions; name the datasets of single ones")
+
     def _needs(
         self,
         figure: str,
@@ -419,7 +435,11 @@ class _Checker:
                 self._activity(names, layout.networks, tasks, where)
             elif what == "dataset":
                 self._known("dataset", names[0], datasets, f"{where}.dataset")
-            elif what == "fit":
+            elif what in ("dynamics", "dsa") and names[0] not in layout.dynamics:
+                self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}`, which is not there; add it")
+            elif what == "dsa" and layout.dynamics[names[0]].dsa is None:
+                self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}.dsa`, which is null; give it")
+            elif what == "fit" or (what == "dynamics" and len(names) == 3):
                 dataset, model, seed = names
                 of_dataset = {fit["model"] for fit in fits if fit["dataset"] == dataset}
                 seeds = {fit["seed"] for fit in fits if (fit["dataset"], fit["model"]) == (dataset, model)}

@@ -94,13 +94,18 @@ def score_anchors(
     there. Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
     dataset knows the true rates.
     """
-    labels = {"dataset": name, "kind": "anchor", "sweep": "{}", "seed": pd.NA}
+    labels = anchor_labels(name)
     tables = []
     for session_name, session in dataset.sessions.items():
         for anchor, role, outputs in _anchors(session):
             own = labels | {"session": session_name, "model": anchor, "role": role}
             tables.append(_rows(session, outputs, metrics, own, also))
     return pd.concat(tables, ignore_index=True)
+
+
+def anchor_labels(dataset: str) -> dict[str, Any]:
+    """Columns that the anchors of a dataset share."""
+    return {"dataset": dataset, "kind": "anchor", "sweep": "{}", "seed": pd.NA}
 
 
 def _anchors(dataset: SpikeDataset) -> list[tuple[str, str, dict[str, dict[str, np.ndarray]]]]:

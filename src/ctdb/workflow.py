@@ -162,14 +162,17 @@ def _without(checked: dict[str, Any], absent: Sequence[str]) -> dict[str, Any]:
     def is_drawn(figure: Mapping[str, Any]) -> bool:
         if figure["settings"].get("dataset") in absent:
             return False
-        return all(
-            tuple(names) in fits if what == "fit" else what != "dataset" or names[0] not in absent
-            for what, *names in figure["needs"]
-        )
+        return all(is_made(what, names) for what, *names in figure["needs"])
+
+    def is_made(what: str, names: list[Any]) -> bool:
+        if what == "fit" or (what == "dynamics" and len(names) == 3):
+            return tuple(names) in fits
+        return what not in ("dataset", "dynamics", "dsa") or names[0] not in absent
 
     return checked | {
         "datasets": {name: value for name, value in checked["datasets"].items() if name not in absent},
         "fits": list(fits.values()),
+        "dynamics": {name: value for name, value in checked["dynamics"].items() if name in {key[0] for key in fits}},
         "figures": {name: value for name, value in checked["figures"].items() if is_drawn(value)},
     }
 

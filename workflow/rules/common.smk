@@ -105,12 +105,23 @@ def fit_of(wildcards):
     return FITS[wildcards.dataset, wildcards.model, int(wildcards.seed)]
 
 
+def labels_of(fit):
+    """What the scores table says of a fit."""
+    return {key: fit[key] for key in ("dataset", "model", "kind", "sweep", "seed")}
+
+
 def network_file(network, seed, name):
     return f"{RESULTS}/networks/{network}/seed{seed}/{name}"
 
 
 def fit_file(dataset, model, seed, name):
     return f"{RESULTS}/fits/{dataset}/{model}/seed{seed}/{name}"
+
+
+def dynamics_file(dataset, model=None, seed=None, *, name):
+    """File of the dynamics behind a dataset, or of a fit to it."""
+    folder = f"{RESULTS}/dynamics/{dataset}"
+    return f"{folder}/{name}" if model is None else f"{folder}/{model}/seed{seed}/{name}"
 
 
 def needed_file(what, *names):
@@ -124,6 +135,10 @@ def needed_file(what, *names):
         return f"{RESULTS}/datasets/{names[0]}.h5"
     if what == "fit":
         return fit_file(*names, "output.h5")
+    if what == "dynamics":
+        return dynamics_file(*names, name="dynamics.h5")
+    if what == "dsa":
+        return dynamics_file(*names, name="dsa.h5")
     return f"{RESULTS}/scores.parquet"
 
 
@@ -134,6 +149,12 @@ def initial_fit(wildcards):
     return [fit_file(initial["dataset"], initial["model"], initial["seed"], name) for name in names]
 
 
+DYNAMICS_FITS = [fit for fit in FITS if fit[0] in PLAN["dynamics"]]
+DYNAMICS_SCORES = (
+    [dynamics_file(dataset, name="scores.csv") for dataset in PLAN["dynamics"]]
+    + [dynamics_file(*fit, name="scores.csv") for fit in DYNAMICS_FITS]
+    + [dynamics_file(dataset, name="dsa.csv") for dataset, wanted in PLAN["dynamics"].items() if wanted["dsa"]]
+)
 DATASET_FILES = expand(f"{RESULTS}/datasets/{{dataset}}.h5", dataset=PLAN["datasets"])
 NETWORK_FILES = sorted(
     {

@@ -1,12 +1,7 @@
 # Scores of each fit, and of the floor and ceiling of its dataset, gathered into one table.
 
-METRIC_MODULES = sorted(
-    {
-        module
-        for metric, module in MODULES["metrics"].items()
-        if metric in PLAN["also"] or (metric not in COSTLY if PLAN["metrics"] is None else metric in PLAN["metrics"])
-    }
-)
+WANTED_METRICS = set(MODULES["metrics"]) - COSTLY if PLAN["metrics"] is None else set(PLAN["metrics"])
+METRIC_MODULES = sorted({MODULES["metrics"][metric] for metric in WANTED_METRICS | set(PLAN["also"])})
 
 
 rule score_fit:
@@ -23,7 +18,7 @@ rule score_fit:
     params:
         metrics=PLAN["metrics"],
         also=PLAN["also"],
-        labels=lambda wildcards: {key: fit_of(wildcards)[key] for key in ("dataset", "model", "kind", "sweep", "seed")},
+        labels=lambda wildcards: labels_of(fit_of(wildcards)),
         code=code("score_fit.py", *METRIC_MODULES),
     script:
         "../scripts/score_fit.py"
@@ -50,6 +45,7 @@ rule gather_scores:
     input:
         fits=[f"{RESULTS}/scores/{dataset}/{model}/seed{seed}.csv" for dataset, model, seed in FITS],
         anchors=expand(f"{RESULTS}/scores/{{dataset}}/anchors.csv", dataset=sorted({fit[0] for fit in FITS})),
+        dynamics=DYNAMICS_SCORES,
     output:
         f"{RESULTS}/scores.parquet",
     log:

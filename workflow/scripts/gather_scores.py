@@ -9,5 +9,5 @@ with job(snakemake.log[0], snakemake.threads):
     from ctdb.scores import gather
 
     buffer = io.BytesIO()
-    gather([*snakemake.input.fits, *snakemake.input.anchors]).to_parquet(buffer, index=False)
+    gather([*snakemake.input.fits, *snakemake.input.anchors, *snakemake.input.dynamics]).to_parquet(buffer, index=False)
     write_bytes(snakemake.output[0], buffer.getvalue())

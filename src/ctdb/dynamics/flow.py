@@ -83,7 +83,7 @@ def align(
 
 
 def flow_field_sums(
-    true_step: Step,
+    true_step: Step | None,
     fit_step: Step,
     alignment: Alignment,
     states: Float[np.ndarray, "trials bins states"],
@@ -94,7 +94,7 @@ def flow_field_sums(
     """Flow-field error as sums over trials; see :func:`flow_field_error`."""
     states, drives, fit_drives, lengths = _prepared(states, inputs, fit_inputs, n_bins)
     now, drive, fit_drive = states[:, :-1], drives[:, 1:], fit_drives[:, 1:]
-    velocity = _advance(true_step, now, drive) - now
+    velocity = (states[:, 1:] if true_step is None else _advance(true_step, now, drive)) - now
     latents = alignment.to_fit(now)
     moved = _advance(fit_step, latents, fit_drive) - latents
     sums = r2_sums(velocity, moved @ alignment.to_true.weights, lengths - 1)
@@ -102,7 +102,7 @@ def flow_field_sums(
 
 
 def flow_field_error(
-    true_step: Step,
+    true_step: Step | None,
     fit_step: Step,
     alignment: Alignment,
     states: Float[np.ndarray, "trials bins states"],
@@ -120,7 +120,7 @@ def flow_field_error(
     ----------
     true_step, fit_step
         The two systems, ``step(state (n, d), input (n, i))``; the state of bin t is ``step`` of the state of bin t - 1
-        and the input of bin t.
+        and the input of bin t. Where `true_step` is None, the true velocity is what the states did, noise included.
     alignment
         Maps between their states, from other trials: see :func:`align`.
     states

@@ -94,7 +94,11 @@ def _procrustes_similarity(case: Case) -> float:
 
 @METRICS.register("cca")
 def _cca(case: Case) -> float:
-    return cca(*(leading_components(cloud, CCA_VARIANCE) for cloud in _clouds(case)))
+    leading = []
+    for cloud in _clouds(case):
+        components, held = principal_components(cloud)
+        leading.append(components[:, : int(np.searchsorted(held, CCA_VARIANCE)) + 1])
+    return cca(*leading)
 
 
 @METRICS.register("cka")
@@ -108,15 +112,12 @@ def _clouds(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return true[valid], inferred[valid]
 
 
-def leading_components(
-    cloud: Float[np.ndarray, "samples channels"], share: float
-) -> Float[np.ndarray, "samples components"]:
-    """Scores of the fewest principal components that hold `share` of the variance."""
-    centred = cloud - cloud.mean(0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
-    held = np.cumsum(singular**2) / max((singular**2).sum(), np.finfo(float).tiny)
-    kept = int(np.searchsorted(held, share)) + 1
-    return left[:, :kept] * singular[:kept]
+def principal_components(
+    cloud: Float[np.ndarray, "samples channels"],
+) -> tuple[Float[np.ndarray, "samples components"], Float[np.ndarray, " components"]]:
+    """Centred states in their principal axes, and the share of the variance that the axes up to each one hold."""
+    left, singular, _ = np.linalg.svd(cloud - cloud.mean(0), full_matrices=False)
+    return left * singular, np.cumsum(singular**2) / max((singular**2).sum(), np.finfo(float).tiny)
 
 
 def _centred(first: np.ndarray, second: np.ndarray, n_bins: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
