@@ -34,6 +34,12 @@ models:
 fits:
   - {datasets: [flip], models: [sae_gru, lds], seeds: [0]}
   - {datasets: [mine], models: [sae_gru], seeds: [0]}
+dynamics:
+  flip:
+    fixed_points: {n_starts: 10}
+    forecast: {horizon: 4, every: 4}
+    lyapunov: {n_bins: 20, transient: 5}
+    dsa: {components: 2, n_null: 3}
 figures:
   task: {kind: task_performance, network: gru}
   rates: {kind: raster, dataset: flip, models: [sae_gru, lds]}

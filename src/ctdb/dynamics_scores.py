@@ -63,13 +63,13 @@ class System:
     step
         ``step(state (n, d), input (n, i))``; None where only states are known.
     states, inputs
-        Split to (trials, bins, d) and, where there is an input, (trials, bins, i).
+        Split to (trials, bins, d), None where the states are not known, and (trials, bins, i), None for no input.
     constant
         Input under which it is left to itself.
     """
 
     step: Step | None
-    states: Mapping[str, np.ndarray]
+    states: Mapping[str, np.ndarray | None]
     inputs: Mapping[str, np.ndarray | None]
     constant: Float[np.ndarray, " inputs"]
 
@@ -112,20 +112,15 @@ def constant_input(
     return np.asarray(wanted, np.float64)
 
 
-def true_system(dataset: SpikeDataset, network: networks.Network | None, settings: DynamicsSettings) -> System:
-    """System behind a dataset: the network, or where that is not known the states alone.
-
-    Raises
-    ------
-    ConfigError
-        If the constant input does not fit the dataset's channels.
-    """
-    inputs = {name: trials.ext_input for name, trials in dataset.splits.items()}
+def true_system(
+    dataset: SpikeDataset, network: networks.Network | None, constant: Float[np.ndarray, " inputs"] | None = None
+) -> System:
+    """System behind a dataset: the network, or where that is not known the states alone."""
     return System(
         None if network is None else network.step,
         {name: trials.latents for name, trials in dataset.splits.items()},
-        inputs,
-        _of_dataset(dataset, settings),
+        {name: trials.ext_input for name, trials in dataset.splits.items()},
+        np.zeros(dataset.n_inputs) if constant is None else constant,
     )
 
 
@@ -210,8 +205,9 @@ def true_dynamics(
         If the constant input does not fit the channels.
     """
     loaded = None if network is None else networks.load(network)
-    system = true_system(dataset, loaded, settings)
     in_loop = task is not None and task.body() is not None
+    alone = loaded is not None and not in_loop
+    system = true_system(dataset, loaded, _of_dataset(dataset, settings) if alone else None)
     if loaded is None:
         points = no_points(0)
     elif in_loop:
@@ -219,12 +215,11 @@ def true_dynamics(
     else:
         points = fixed_points_of(system, dataset, settings)
     points.save(Path(out) / POINTS)
-    own = None if loaded is None or in_loop else points
-    comparison = Comparison(dataset, system, own, settings)
+    comparison = Comparison(dataset, system, points if alone else None, settings)
     scores, facts = comparison.of(system, points) if loaded is not None else ({}, {})
     if in_loop:  # alone it is another system
         scores = {name: score for name, score in scores.items() if name not in EXPONENT_SCORES}
-    write_hdf5(Path(out) / FACTS, facts, {"format": FORMAT, "status": "ok", "compares_points": own is not None})
+    write_hdf5(Path(out) / FACTS, facts, {"format": FORMAT, "status": "ok", "compares_points": alone})
     floor, _ = comparison.of(comparison.still, no_points(1))
     floor = {name: score for name, score in floor.items() if name not in EXPONENT_SCORES}
     anchors = [
@@ -268,7 +263,7 @@ def fit_dynamics(
     """
     spec = read_yaml(Path(fit) / "spec.yaml")
     labels = {**labels, "role": "fit"}
-    system = true_system(dataset, None if network is None else networks.load(network), settings)
+    system = true_system(dataset, None if network is None else networks.load(network))
     points = None
     if truth is not None and read_hdf5(Path(truth) / FACTS)[1]["compares_points"]:
         points = FixedPoints.load(Path(truth) / POINTS)

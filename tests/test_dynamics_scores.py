@@ -1,0 +1,406 @@
+"""Scores of dynamics: between a system that never moves and the true one, whatever the coordinates of the fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ctdb.datasets import SpikeDataset, Split
+from ctdb.dynamics import FixedPoints
+from ctdb.dynamics_scores import (
+    POINT_SCORES,
+    Comparison,
+    System,
+    closed_loop_points,
+    constant_input,
+    dsa_of,
+    fit_dynamics,
+    fixed_points_of,
+    no_points,
+    true_dynamics,
+)
+from ctdb.errors import ConfigError
+from ctdb.files import read_hdf5, write_hdf5, write_yaml
+from ctdb.models import base as models
+from ctdb.networks import base as networks
+from ctdb.scores import COLUMNS
+from ctdb.settings import DYNAMICS_SCORES, DsaSettings, DynamicsSettings
+from ctdb.tasks.base import build as build_task
+from ctdb.tasks.base import simulation_trials
+
+BINS, STATES, INPUTS = 60, 4, 2
+SETTINGS = DynamicsSettings(
+    fixed_points={"n_starts": 20},
+    forecast={"horizon": 10, "every": 10},
+    lyapunov={"n_trajectories": 3, "transient": 20, "n_bins": 50, "n_exponents": 4},
+    dsa={"components": 3, "n_null": 4},
+)
+RNG = np.random.default_rng(0)
+MIX, SHIFT = RNG.normal(size=(STATES, 6)), RNG.normal(size=6)
+BACK = np.linalg.pinv(MIX)
+LABELS = {"dataset": "some", "model": "gru", "kind": "sae_gru", "sweep": "{}", "seed": 0}
+
+
+def bistable(state, input):
+    """Two coordinates with two stable points each, pushed by two inputs, and two that follow them."""
+    x, y = state[:, :2], state[:, 2:]
+    return torch.cat([torch.tanh(2 * x + input), 0.5 * y + 0.3 * x], 1)
+
+
+def mixed(step):
+    mix, shift, back = (torch.from_numpy(array) for array in (MIX, SHIFT, BACK))
+    return lambda state, input: step((state - shift) @ back, input) @ mix + shift
+
+
+def make_dataset(lengths=False, noise=0.02):
+    rng, splits = np.random.default_rng(1), {}
+    for name, n_trials in (("train", 40), ("valid", 6), ("test", 12)):
+        pulses = 3.0 * rng.choice([-1, 0, 1], p=[0.04, 0.92, 0.04], size=(n_trials, BINS, INPUTS))
+        state, rows = torch.from_numpy(rng.normal(size=(n_trials, STATES))), []
+        for t in range(BINS):
+            state = bistable(state, torch.from_numpy(pulses[:, t])) + noise * torch.from_numpy(
+                rng.normal(size=(n_trials, STATES))
+            )
+            rows.append(state.numpy())
+        latents = np.stack(rows, 1)
+        n_bins = rng.integers(30, BINS + 1, n_trials) if lengths else None
+        splits[name] = Split(
+            encod_data=np.ones((n_trials, BINS, 3), np.float32),
+            recon_data=np.ones((n_trials, BINS, 3), np.float32),
+            ext_input=pulses,
+            latents=latents,
+            n_bins=n_bins,
+        )
+    return SpikeDataset(splits, 0.01, names={"inputs": ["left", "right"]})
+
+
+def system_of(dataset, step=bistable, change=lambda states: states):
+    states = {name: change(split.latents) for name, split in dataset.splits.items()}
+    inputs = {name: split.ext_input for name, split in dataset.splits.items()}
+    return System(step, states, inputs, np.zeros(INPUTS))
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def comparison(dataset):
+    truth = system_of(dataset)
+    return Comparison(dataset, truth, fixed_points_of(truth, dataset, SETTINGS), SETTINGS)
+
+
+def scored(comparison, system):
+    scores, _ = comparison.of(system, fixed_points_of(system, comparison.dataset, comparison.settings))
+    return {name: float(score) for name, score in scores.items()}
+
+
+def test_the_true_system_has_9_points_and_scores_1(comparison):
+    assert comparison.points.index.bincount().tolist() == [4, 4, 1]
+    scores = scored(comparison, comparison.truth)
+    assert set(scores) == set(DYNAMICS_SCORES) - {"dsa_similarity"}
+    for name in (*POINT_SCORES, "flow_field_r2"):
+        assert scores[name] == pytest.approx(1, abs=1e-9), name
+    assert 0.9 < scores["forecast_skill"] < 1  # all but the noise
+
+
+def test_the_same_system_in_other_coordinates_scores_the_same(comparison, dataset):
+    own = scored(comparison, comparison.truth)
+    other = scored(comparison, system_of(dataset, mixed(bistable), lambda states: states @ MIX + SHIFT))
+    for name in own:
+        assert other[name] == pytest.approx(own[name], abs=1e-6), name
+
+
+def test_a_system_that_never_moves_scores_0(comparison):
+    scores, _ = comparison.of(comparison.still, no_points(1))
+    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill"}:
+        assert scores[name] == pytest.approx(0, abs=1e-12), name
+    assert float(scores["flow_field_r2"]) == pytest.approx(0, abs=0.01)
+    assert "no fixed point was found" in str(scores["fixed_point_precision"])
+
+
+def contracting(state, input):
+    """Input and states like the true ones, but one stable point for all."""
+    return 0.8 * state + torch.nn.functional.pad(input, (0, 2))
+
+
+def mirrored(state, input):
+    """The true points, with what is stable and what is not changed round, as time backwards does."""
+    x, y = state[:, :2], state[:, 2:]
+    return torch.cat([x - 0.2 * (torch.tanh(2 * x + input) - x), 0.5 * y + 0.3 * x], 1)
+
+
+def sluggish(state, input):
+    """The true points, of a tenth of the speed."""
+    return state + 0.1 * (bistable(state, input) - state)
+
+
+def test_wrong_dynamics_score_low_where_they_are_wrong(comparison, dataset):
+    own = scored(comparison, comparison.truth)
+    one = scored(comparison, system_of(dataset, contracting))
+    assert one["fixed_point_recall"] == pytest.approx(1 / 9)
+    assert one["fixed_point_precision"] == 1
+    assert one["fixed_point_index"] == one["fixed_point_stability"] == 0  # the middle is no saddle
+    assert one["flow_field_r2"] < 0.9
+    assert one["forecast_skill"] < own["forecast_skill"] - 0.2
+    back = scored(comparison, system_of(dataset, mirrored))
+    assert back["fixed_point_recall"] == 1
+    assert back["fixed_point_stability"] == pytest.approx(4 / 9)  # the other saddles stay saddles
+    assert back["fixed_point_index"] == pytest.approx(4 / 9)
+    slow = scored(comparison, system_of(dataset, sluggish))
+    assert slow["fixed_point_index"] == 1
+    assert slow["fixed_point_edges"] == 1
+    assert slow["fixed_point_time_constants"] == 0
+    assert slow["lyapunov_max"] > own["lyapunov_max"] / 10
+    assert own["lyapunov_max"] == pytest.approx(np.log(0.5) / 0.01, rel=1e-6)
+
+
+def test_the_order_of_trials_does_not_matter_and_their_pairing_does(comparison, dataset):
+    order = np.random.default_rng(3).permutation(12)
+    test = dataset["test"]
+    moved = replace(test, latents=test.latents[order], ext_input=test.ext_input[order])
+    shuffled = replace(dataset, splits={**dataset.splits, "test": moved})
+    own = scored(comparison, system_of(dataset, contracting))
+    again = Comparison(shuffled, system_of(shuffled), comparison.points, SETTINGS)
+    for name, value in scored(again, system_of(shuffled, contracting)).items():
+        if name not in ("lyapunov_max", "kaplan_yorke_dimension"):  # from the first trials
+            assert value == pytest.approx(own[name], abs=1e-9), name
+    torn = replace(system_of(dataset), inputs={"test": test.ext_input[order]})
+    assert scored(comparison, torn)["forecast_skill"] < scored(comparison, comparison.truth)["forecast_skill"] - 0.1
+
+
+def test_padding_does_not_enter():
+    def poisoned(value):
+        data = make_dataset(lengths=True)
+        splits = {}
+        for name, split in data.splits.items():
+            beyond = (np.arange(BINS) >= split.n_bins[:, None])[..., None]
+            splits[name] = replace(
+                split,
+                latents=np.where(beyond, value, split.latents),
+                ext_input=np.where(beyond, value, split.ext_input),
+            )
+        data = replace(data, splits=splits)
+        truth = system_of(data)
+        whole = Comparison(data, truth, fixed_points_of(truth, data, SETTINGS), SETTINGS)
+        return scored(whole, system_of(data, contracting, lambda states: states @ np.diag([1, 2, 3, 4])))
+
+    clean = poisoned(0.0)
+    for value in (np.nan, 1e6):
+        assert poisoned(value) == pytest.approx(clean, abs=1e-9, nan_ok=True)
+
+
+def test_constant_inputs():
+    given = np.array([[0.0, 1.0], [2.0, 3.0]])
+    names = ["left", "right"]
+    np.testing.assert_array_equal(constant_input("zero", names, given), [0, 0])
+    np.testing.assert_array_equal(constant_input("mean", names, given), [1, 2])
+    np.testing.assert_array_equal(constant_input([4.0, 5.0], names, given), [4, 5])
+    np.testing.assert_array_equal(constant_input({"right": 7.0}, names, given), [0, 7])
+    with pytest.raises(ConfigError, match=r"fixed_points\.input.*'rigth'.*right"):
+        constant_input({"rigth": 7.0}, names, given)
+    with pytest.raises(ConfigError, match=r"fixed_points\.input.*1 values; expected 2.*left"):
+        constant_input([4.0], names, given)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A network of random weights, its dataset, and untrained fits: one that went well and one that diverged."""
+    folder = tmp_path_factory.mktemp("fitted")
+    spec = {"kind": "vanilla", "hidden_size": 5}
+    network = networks.build(spec, INPUTS, 1, seed=0).double()
+    network.save(folder / "network", status="ok", reason="")
+    data = make_dataset()
+    splits = {}
+    for name, split in data.splits.items():
+        with torch.no_grad():
+            states, _ = network.run(torch.from_numpy(split.ext_input))
+        splits[name] = replace(split, latents=states.numpy())
+    data = replace(data, splits=splits)
+    fits = []
+    for label, status in (("gru", "ok"), ("broken", "diverged")):
+        model = models.build({"kind": "sae_gru", "latent_size": 3, "encoder_size": 3}, data)
+        model.save(folder / label, status=status, reason="" if status == "ok" else "the loss became NaN")
+        arrays = {
+            f"{name}_{key}": value.numpy()
+            for name, split in data.splits.items()
+            for key, value in model.infer(split).items()
+        }
+        write_hdf5(folder / label / "output.h5", arrays, {"status": status})
+        fits.append(({**LABELS, "model": label}, folder / label))
+    return folder, data, fits
+
+
+def test_files_and_rows_of_truth_and_fits(fitted, tmp_path):
+    folder, data, fits = fitted
+    truth = true_dynamics(data, folder / "network", SETTINGS, "some", tmp_path)
+    assert list(truth.columns) == list(COLUMNS)
+    assert set(truth["role"]) == {"ceiling", "floor"}
+    assert set(truth["split"]) == {"test"}
+    assert set(truth.loc[truth["role"] == "ceiling", "metric"]) == set(DYNAMICS_SCORES) - {"dsa_similarity"}
+    points = FixedPoints.load(tmp_path / "fixed_points.h5")
+    network = networks.load(folder / "network")
+    assert len(points)
+    torch.testing.assert_close(network.step(points.x, points.input), points.x, rtol=0, atol=1e-11)
+    tables = [
+        fit_dynamics(data, fit, folder / "network", tmp_path, SETTINGS, labels, tmp_path / labels["model"])
+        for labels, fit in fits
+    ]
+    good, broken = tables
+    assert set(good["metric"]) == set(broken["metric"]) == set(truth["metric"])
+    assert set(good["model"]) == {"gru"}
+    assert set(good["role"]) == {"fit"}
+    assert np.isfinite(good.set_index("metric").loc["flow_field_r2", ["value", "low", "high"]].astype(float)).all()
+    assert (broken["status"] == "diverged").all()
+    assert (broken["reason"] == "the loss became NaN").all()
+    assert broken["value"].isna().all()
+    model = models.load(folder / "gru")
+    own = FixedPoints.load(tmp_path / "gru/fixed_points.h5")
+    torch.testing.assert_close(model.step(own.x, own.input), own.x, rtol=0, atol=1e-11)
+    assert len(FixedPoints.load(tmp_path / "broken/fixed_points.h5")) == 0
+    facts, about = read_hdf5(tmp_path / "gru/dynamics.h5")
+    assert about["status"] == "ok"
+    assert facts["to_true_weights"].shape == (3, 5)
+    assert facts["forecast_error"].shape == facts["forecast_persistence"].shape == (10,)
+    assert read_hdf5(tmp_path / "broken/dynamics.h5")[1]["status"] == "diverged"
+
+
+def test_the_constant_input_is_that_of_the_settings(fitted, tmp_path):
+    folder, data, fits = fitted
+    wanted = SETTINGS.model_copy(
+        update={"fixed_points": SETTINGS.fixed_points.model_copy(update={"input": {"right": 0.5}})}
+    )
+    true_dynamics(data, folder / "network", wanted, "some", tmp_path)
+    fit_dynamics(data, fits[0][1], folder / "network", tmp_path, wanted, LABELS, tmp_path / "gru")
+    for file in ("fixed_points.h5", "gru/fixed_points.h5"):
+        points = FixedPoints.load(tmp_path / file)
+        assert len(points)
+        assert (points.input == torch.tensor([0.0, 0.5], dtype=torch.float64)).all()
+
+
+def test_a_dataset_without_a_network_has_no_true_points_and_one_without_states_no_comparison(fitted, tmp_path):
+    _, data, fits = fitted
+    table = true_dynamics(data, None, SETTINGS, "some", tmp_path)
+    assert set(table["metric"]) == {"flow_field_r2", "forecast_skill"}
+    assert set(table["role"]) == {"floor"}
+    of_fit = fit_dynamics(data, fits[0][1], None, tmp_path, SETTINGS, LABELS, tmp_path / "gru")
+    exponents = {"lyapunov_max", "kaplan_yorke_dimension"}
+    assert set(of_fit["metric"]) == {"flow_field_r2", "forecast_skill"} | exponents
+    blind = replace(data, splits={name: replace(split, latents=None) for name, split in data.splits.items()})
+    assert not len(true_dynamics(blind, None, SETTINGS, "some", tmp_path / "blind"))
+    of_fit = fit_dynamics(blind, fits[0][1], None, tmp_path / "blind", SETTINGS, LABELS, tmp_path / "blind/gru")
+    assert set(of_fit["metric"]) == exponents
+    assert len(FixedPoints.load(tmp_path / "blind/gru/fixed_points.h5"))
+
+
+def test_observed_motion_stands_for_the_flow_of_an_unknown_network(dataset):
+    """Without noise it is the same."""
+    quiet = make_dataset(noise=0.0)
+    known, unknown = (
+        Comparison(quiet, replace(system_of(quiet), step=step), None, SETTINGS) for step in (bistable, None)
+    )
+    fit = system_of(quiet, contracting)
+    values = [float(one.of(fit, no_points(STATES))[0]["flow_field_r2"]) for one in (known, unknown)]
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
+
+
+def write_fit(folder, latents, status="ok"):
+    write_hdf5(folder / "output.h5", {f"test_{name}": value for name, value in {"latents": latents}.items()}, {})
+    write_yaml(folder / "spec.yaml", {"status": status, "reason": "" if status == "ok" else "NaN"})
+
+
+def oscillation(n_trials, period, rng, n_bins=BINS):
+    phase = 2 * np.pi * (np.arange(n_bins) / period + rng.random(n_trials)[:, None])
+    return np.stack([np.cos(phase), np.sin(phase), np.cos(2 * phase)], 2) + 0.01 * rng.normal(
+        size=(n_trials, n_bins, 3)
+    )
+
+
+def test_dsa_ranks_systems_between_shuffled_bins_and_halves_of_the_truth(dataset, tmp_path):
+    rng = np.random.default_rng(4)
+    true = oscillation(12, 20.0, rng)
+    data = replace(dataset, splits={**dataset.splits, "test": replace(dataset["test"], latents=true)})
+    fits = []
+    for name, latents in {
+        "same": 3 * true @ np.linalg.qr(rng.normal(size=(3, 3)))[0] + 1,
+        "near": oscillation(12, 17.0, rng),
+        "far": oscillation(12, 5.0, rng),
+    }.items():
+        write_fit(tmp_path / name, latents)
+        fits.append(({**LABELS, "model": name}, tmp_path / name))
+    write_fit(tmp_path / "broken", true, "diverged")
+    fits.append(({**LABELS, "model": "broken"}, tmp_path / "broken"))
+    arrays, facts, table = dsa_of(data, fits, SETTINGS.dsa)
+    value = table.set_index("model")["value"]
+    assert value["same"] == pytest.approx(1, abs=1e-6)
+    assert value["same"] >= value["ceiling_true_rates"] > value["near"] > value["far"]
+    assert value["ceiling_true_rates"] > 0.99
+    assert value["floor_mean_rate"] == 0
+    assert table.set_index("model").loc["broken", ["status", "reason"]].tolist() == ["diverged", "NaN"]
+    assert facts["names"] == ["truth", "same seed 0", "near seed 0", "far seed 0"]
+    assert arrays["distances"].shape == (4, 4)
+    assert value["near"] == pytest.approx(1 - arrays["distances"][0, 2] / arrays["floor"][0])
+    again, _, _ = dsa_of(data, fits, SETTINGS.dsa, n_jobs=2)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array)
+    blind = replace(data, splits={**data.splits, "test": replace(data["test"], latents=None)})
+    arrays, facts, table = dsa_of(blind, fits, SETTINGS.dsa)
+    assert facts["names"] == ["same seed 0", "near seed 0", "far seed 0"]
+    assert not len(table)
+
+
+def test_input_dsa_needs_inputs(dataset, tmp_path):
+    write_fit(tmp_path / "own", dataset["test"].latents)
+    fits = [({**LABELS, "model": "own"}, tmp_path / "own")]
+    wanted = DsaSettings(metric="input", components=2, n_null=2)
+    _, _, table = dsa_of(dataset, fits, wanted)
+    assert table.set_index("model").loc["own", "value"] == pytest.approx(1, abs=1e-6)
+    blind = replace(dataset, splits={name: replace(one, ext_input=None) for name, one in dataset.splits.items()})
+    with pytest.raises(ConfigError, match="no external input"):
+        dsa_of(blind, fits, wanted)
+
+
+def test_a_body_joins_the_true_points_and_leaves_fits_none_to_compare(tmp_path):
+    pytest.importorskip("motornet")
+    task = build_task(
+        {
+            "kind": "random_target",
+            "train": {"seed": 0, "n_bins": 30, "target_on": [2, 5], "go": [8, 10], "bump_fraction": 0.0},
+            "simulate": {
+                "seed": 1,
+                "n_trials": 12,
+                "n_bins": 30,
+                "target_on": [2, 5],
+                "go": [8, 10],
+                "bump_fraction": 0.0,
+            },
+        }
+    )
+    trials = simulation_trials(task)
+    network = networks.build({"kind": "vanilla", "hidden_size": 5}, len(task.input_names), len(task.output_names), 0)
+    network.double().save(tmp_path / "network", status="ok", reason="")
+    loaded = networks.load(tmp_path / "network")
+    own = {"target x": 0.1, "target y": 0.4}
+    settings = SETTINGS.model_copy(
+        update={"fixed_points": SETTINGS.fixed_points.model_copy(update={"input": own, "n_starts": 5})}
+    )
+    points = closed_loop_points(loaded, task, trials, settings)
+    assert points.x.shape[1] > 5
+    n_inputs = len(task.input_names)
+    rng = np.random.default_rng(0)
+    splits = {
+        name: Split(
+            encod_data=np.ones((12, 30, 3), np.float32),
+            recon_data=np.ones((12, 30, 3), np.float32),
+            ext_input=rng.normal(size=(12, 30, n_inputs)),
+            latents=rng.normal(size=(12, 30, 5)),
+        )
+        for name in ("train", "valid", "test")
+    }
+    data = SpikeDataset(splits, 0.01)
+    table = true_dynamics(data, tmp_path / "network", settings, "some", tmp_path, task, trials)
+    assert set(table["metric"]) == {"flow_field_r2", "forecast_skill"}
+    assert FixedPoints.load(tmp_path / "fixed_points.h5").x.shape[1] == points.x.shape[1]
+    assert not read_hdf5(tmp_path / "dynamics.h5")[1]["compares_points"]
