@@ -4,6 +4,7 @@ import os
 import subprocess
 
 SCORING = {"score_fit": 3, "score_anchors": 2, "gather_scores": 1}
+DYNAMICS = {"true_dynamics": 1, "fit_dynamics": 2, "dsa": 1}
 
 
 def test_a_finished_run_has_nothing_to_do(finished):
@@ -40,8 +41,22 @@ def test_a_changed_metric_rescores_and_redraws_only(copy):
     copy.edit("src/ctdb/metrics/cycle_consistency.py", "VARIANCE_KEPT = 0.99", "VARIANCE_KEPT = 0.98")
     planned = copy.planned()
     figures = planned.pop("figure")
-    assert planned == SCORING
+    assert planned == SCORING | DYNAMICS  # which the package of metrics is part of
     assert figures >= 1
+
+
+def test_changed_dynamics_compare_again_and_redraw_only(copy):
+    copy.edit("src/ctdb/dynamics/newton.py", "LAP = 15", "LAP = 16")
+    planned = copy.planned()
+    assert planned.pop("figure") >= 1
+    assert planned == DYNAMICS | {"gather_scores": 1}
+
+
+def test_other_settings_of_dynamics_compare_again_only(copy):
+    copy.edit("config.yaml", "fixed_points: {n_starts: 10}", "fixed_points: {n_starts: 11}")
+    planned = copy.planned()
+    assert planned.pop("figure") >= 1
+    assert planned == {"true_dynamics": 1, "fit_dynamics": 2, "gather_scores": 1}
 
 
 def test_a_changed_model_refits_that_model_only(copy):
