@@ -227,9 +227,7 @@ def merge_fit(dataset: SpikeDataset, inferred: Mapping[str, np.ndarray]) -> dict
     return merged | {"split": member}
 
 
-def blocked_starts(
-    settings: BlockedWindows, n_bins: int, where: Path | str
-) -> dict[str, Int[np.ndarray, " windows"]]:
+def blocked_starts(settings: BlockedWindows, n_bins: int, where: Path | str) -> dict[str, Int[np.ndarray, " windows"]]:
     """First bins of the windows of each split; a rest too short for a window belongs to the last block.
 
     Raises

@@ -48,7 +48,9 @@ def deal(block: Int[np.ndarray, " trials"], shares: Shares, where: str) -> dict[
             f"{where}: {len(block)} trials in {len(drawn)} blocks are too few for train, valid and test; use smaller "
             "blocks or shares, or weaker filters"
         )
-    return dict(zip(SPLITS, (rank >= last_valid, (rank >= last_test) & (rank < last_valid), rank < last_test), strict=True))
+    return dict(
+        zip(SPLITS, (rank >= last_valid, (rank >= last_test) & (rank < last_valid), rank < last_test), strict=True)
+    )
 
 
 def without_overlap(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -143,7 +144,7 @@ def _merged(
 def _blocks(start: Int[np.ndarray, " windows"], length: int, most: int) -> Int[np.ndarray, " windows"]:
     """Block of each window: runs of windows that adjoin, cut where they are longer than `most`."""
     block, in_block = [0], 1
-    for before, here in zip(start[:-1], start[1:], strict=True):
+    for before, here in pairwise(start):
         adjoins = here - before <= length and in_block < most
         in_block = in_block + 1 if adjoins else 1
         block.append(block[-1] if adjoins else block[-1] + 1)
