@@ -1,13 +1,13 @@
 """Spike times to counts."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 
 def bin_spikes(
     times: Float[np.ndarray, " spikes"],
-    clusters: Int[np.ndarray, " spikes"],
-    units: Int[np.ndarray, " units"],
+    clusters: Integer[np.ndarray, " spikes"],
+    units: Integer[np.ndarray, " units"],
     edges: Float[np.ndarray, "windows edges"],
 ) -> Float[np.ndarray, "windows bins units"]:
     """Spikes of each unit in each bin of each window.
@@ -32,7 +32,7 @@ def bin_spikes(
     """
     n_windows, n_bins = edges.shape[0], edges.shape[1] - 1
     counts = np.zeros((n_windows, n_bins, len(units)), np.float32)
-    column = np.full(max(clusters.max(initial=-1), units.max(initial=-1)) + 1, -1)
+    column = np.full(1 + max(int(ids.max()) if len(ids) else -1 for ids in (clusters, units)), -1)
     column[units] = np.arange(len(units))
     border = np.searchsorted(times, edges)
     for window, own in enumerate(border):  # a window at a time: nothing as long as the recording is made

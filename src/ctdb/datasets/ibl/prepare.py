@@ -6,25 +6,25 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.ibl.manifest import read_manifest
 from ctdb.datasets.ibl.session import SessionReader
-from ctdb.datasets.ibl.splits import deal, without_overlap
+from ctdb.datasets.ibl.splits import Shares, deal, without_overlap
 from ctdb.datasets.ibl.trials import CONDITIONS, TrialFilters, choose_trials, condition, facts, needed_columns
 from ctdb.datasets.ibl.units import UnitFilters, candidates, choose
 from ctdb.datasets.ibl.wheel import bin_means, movement
 from ctdb.datasets.kind import DATASETS, DatasetKind, DatasetSettings, Source
 from ctdb.datasets.multi_session import MultiSession, check_sessions
 from ctdb.errors import IblMissingError, IblNoTrialsError
-from ctdb.settings import Count, Seed
+from ctdb.settings import Count
 
 WheelBehavior = Literal["wheel_velocity", "wheel_speed", "wheel_position"]
 TrialBehavior = Literal["choice", "stim_side", "contrast", "block", "feedback", "reaction_time"]
 
 
-class IblSettings(TrialFilters, UnitFilters, DatasetSettings):
+class IblSettings(Shares, TrialFilters, UnitFilters, DatasetSettings):
     """Settings of a dataset of kind `ibl`."""
 
     kind: Literal["ibl"]
@@ -33,16 +33,11 @@ class IblSettings(TrialFilters, UnitFilters, DatasetSettings):
     condition: Literal["choice", "stim_side", "feedback", "block", "stim_side_choice"] = "choice"
     split: Literal["blocked", "random"] = "blocked"
     block_trials: Count = 10
-    valid_fraction: float = Field(0.1, gt=0, lt=1)
-    test_fraction: float = Field(0.2, gt=0, lt=1)
-    seed: Seed = 0
 
     @model_validator(mode="after")
-    def _consistent(self) -> "IblSettings":
+    def _each_channel_once(self) -> "IblSettings":
         if len(set(self.behavior)) < len(self.behavior):
             raise ValueError(f"behavior {self.behavior} names a channel twice")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction must leave trials for train: their sum must be below 1")
         return self
 
 

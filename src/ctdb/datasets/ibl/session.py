@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
-from ctdb.datasets.ibl.manifest import FileRecord, SessionFiles, verified
+from ctdb.datasets.ibl.manifest import FileRecord, Probe, SessionFiles, verified
 from ctdb.errors import IblMissingError, IblPrepareError
 
 REGIONS_FILE = "channels.brainLocationIds_ccf_2017.npy"
@@ -34,7 +34,7 @@ class Sorting:
     pid: str
     name: str
     times: Float[np.ndarray, " spikes"]
-    clusters: Int[np.ndarray, " spikes"]
+    clusters: Integer[np.ndarray, " spikes"]
     label: Float[np.ndarray, " clusters"]
     region: Int[np.ndarray, " clusters"] | None
     uuid: list[str]
@@ -60,6 +60,11 @@ class SessionReader:
         """Subject, date and number, as in the reference of the session."""
         return f"{self.files.subject}_{self.files.date}_{self.files.number:03d}"
 
+    @property
+    def _probes(self) -> list[Probe]:
+        """In the order of their names, whatever the manifest's."""
+        return sorted(self.files.probes, key=lambda probe: probe.name)
+
     def sortings(self) -> list[Sorting]:
         """Spike sorting of each probe.
 
@@ -74,9 +79,7 @@ class SessionReader:
         """
         if not self.files.probes:
             raise IblMissingError(f"{self.where}: there is no probe in the manifest; choose another session")
-        return [
-            self._sorting(probe.pid, probe.name) for probe in sorted(self.files.probes, key=lambda probe: probe.name)
-        ]
+        return [self._sorting(probe.pid, probe.name) for probe in self._probes]
 
     def trials(self, columns: Collection[str]) -> dict[str, Float[np.ndarray, " trials"]]:
         """Columns of the trials table.
@@ -90,12 +93,10 @@ class SessionReader:
         """
         return self._table(self._record("_ibl_trials.table.pqt"), columns)
 
-    def wheel(self) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    def wheel(self) -> tuple[Float[np.ndarray, " times"], Float[np.ndarray, " positions"]]:
         """Times (s) and positions (rad) of the wheel; raises IblMissingError and IblChecksumError."""
-        return tuple(
-            self._array(self._record(f"_ibl_wheel.{name}.npy")).astype(np.float64)
-            for name in ("timestamps", "position")
-        )
+        times, position = (self._array(self._record(f"_ibl_wheel.{name}.npy")) for name in ("timestamps", "position"))
+        return times.astype(np.float64), position.astype(np.float64)
 
     def provenance(self) -> dict[str, Any]:
         """Session, insertions, and the files with their checksums."""
@@ -103,7 +104,7 @@ class SessionReader:
             "eid": self.files.eid,
             "session": self.name,
             "lab": self.files.lab,
-            "pids": [probe.pid for probe in self.files.probes],
+            "pids": [probe.pid for probe in self._probes],
             "files": {file.path: file.md5 for file in sorted(self.files.files, key=lambda file: file.path)},
         }
 

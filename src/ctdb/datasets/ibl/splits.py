@@ -1,21 +1,27 @@
 """Trials to splits: whole blocks of neighbours, and no bin in two splits."""
 
-from typing import Protocol
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS
 from ctdb.errors import IblNoTrialsError
 from ctdb.seeds import numpy_generator
+from ctdb.settings import Seed, Settings
 
 
-class Shares(Protocol):
-    """Settings that tell how much goes to valid and test."""
+class Shares(Settings):
+    """Settings that deal trials to the splits."""
 
-    valid_fraction: float
-    test_fraction: float
-    seed: int
+    valid_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_left_for_train(self) -> "Shares":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("valid_fraction and test_fraction must leave some for train: their sum must be below 1")
+        return self
 
 
 def deal(block: Int[np.ndarray, " trials"], shares: Shares, where: str) -> dict[str, Bool[np.ndarray, " trials"]]:
@@ -26,7 +32,7 @@ def deal(block: Int[np.ndarray, " trials"], shares: Shares, where: str) -> dict[
     block
         Block of each trial; its trials stay together.
     shares
-        Settings with `valid_fraction`, `test_fraction` and `seed`.
+        Shares of the trials, and the seed.
     where
         Name of the source, for the message.
 

@@ -80,7 +80,7 @@ class Tuning(NamedTuple):
     region: Int[np.ndarray, " clusters"]
 
 
-SPEED = 3.0
+SPEED = 2.0
 """rad/s that count as 1 in :class:`Tuning`."""
 
 
@@ -166,7 +166,7 @@ def _trials(settings: SyntheticSettings) -> dict[str, np.ndarray]:
     prior = np.round(prior, 1)
     left = rng.random(n) < prior
     contrast = rng.choice([0.0, 0.0625, 0.125, 0.25, 1.0], n)
-    correct = rng.random(n) < 0.5 + 0.45 * np.tanh(8 * contrast + 0.4)
+    correct = rng.random(n) < 0.5 + 0.45 * np.tanh(6 * contrast + 0.15)
     choice = np.where(left == correct, 1.0, -1.0)
     reaction = 0.12 + rng.gamma(2.0, 0.07, n)
     duration = 0.12 + rng.gamma(2.0, 0.06, n)

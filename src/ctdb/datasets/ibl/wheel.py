@@ -18,7 +18,9 @@ class Wheel(NamedTuple):
     velocity: Float[np.ndarray, " samples"]
 
 
-def movement(times: Float[np.ndarray, " n"], position: Float[np.ndarray, " n"], where: str = "wheel") -> Wheel:
+def movement(
+    times: Float[np.ndarray, " times"], position: Float[np.ndarray, " positions"], where: str = "wheel"
+) -> Wheel:
     """Position interpolated linearly and low-pass filtered without delay, and its differences as velocity.
 
     The filter is a Butterworth one of order 8 at 20 Hz, run forth and back, as in the International Brain Laboratory's

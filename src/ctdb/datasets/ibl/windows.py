@@ -12,16 +12,16 @@ from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.held_out import held_out_last
-from ctdb.datasets.ibl.splits import deal
+from ctdb.datasets.ibl.splits import Shares, deal
 from ctdb.datasets.kind import DATASETS, DatasetKind, FileBased, Source
 from ctdb.errors import IblMissingError, IblNoTrialsError, IblNoUnitsError, IblPrepareError
-from ctdb.settings import BinRange, Count, Positive, Seed
+from ctdb.settings import BinRange, Count, Positive
 
 NAME = re.compile(r"(?P<pid>[0-9a-f-]{36})_(?P<start>\d+)-(?P<stop>\d+)_(?P<first>\d+)-(?P<last>\d+)\.parquet")
 """``{pid}_{i}-{j}_{k}-{l}.parquet``: bins i to j, unit rows k to l, so that row r is unit k + r."""
 
 
-class IblWindowsSettings(FileBased):
+class IblWindowsSettings(Shares, FileBased):
     """Settings of a dataset of kind `ibl_windows`; `path` is the folder of the files."""
 
     kind: Literal["ibl_windows"]
@@ -32,15 +32,11 @@ class IblWindowsSettings(FileBased):
     block_windows: Count = 4
     n_heldout: int = Field(0, ge=0)
     valid_fraction: float = Field(0.2, gt=0, lt=1)
-    test_fraction: float = Field(0.2, gt=0, lt=1)
-    seed: Seed = 0
 
     @model_validator(mode="after")
-    def _something_left(self) -> "IblWindowsSettings":
+    def _some_held_in(self) -> "IblWindowsSettings":
         if self.units is not None and self.units[1] - self.units[0] <= self.n_heldout:
             raise ValueError(f"units {self.units} leave no held-in neuron beside n_heldout {self.n_heldout}")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction must leave windows for train: their sum must be below 1")
         return self
 
 
