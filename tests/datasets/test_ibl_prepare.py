@@ -16,6 +16,7 @@ from ctdb.datasets import DATASETS, SPLITS, MultiSession, read, write
 from ctdb.datasets.ibl.continuous import IblContinuous, IblContinuousSettings
 from ctdb.datasets.ibl.prepare import Ibl, IblSettings
 from ctdb.datasets.ibl.synthetic import SyntheticSettings, true_tuning
+from ctdb.datasets.ibl.wheel import movement
 from ctdb.errors import (
     IblChecksumError,
     IblMissingError,
@@ -171,6 +172,8 @@ def test_neurons_are_held_out_by_the_seed(recording):
     assert set(one.names["neurons"]) == set(other.names["neurons"])
     assert one.names["neurons"][-6:] != other.names["neurons"][-6:]
     assert len(one.provenance["unit_region"]) == one.n_neurons
+    rate = one["train"].recon_data.mean((0, 1), dtype=np.float64) / 0.02
+    np.testing.assert_allclose(one.provenance["unit_rate_hz"], rate, atol=1e-3)
 
 
 def test_behaviour_is_standardised_on_train_and_can_be_undone(recording, dataset):
@@ -212,6 +215,52 @@ def test_every_behaviour_is_what_its_name_says(recording):
     before = np.interp(rows.firstMovement_times - 0.1, np.load(recording.path("_ibl_wheel.timestamps.npy")), np.load(recording.path("_ibl_wheel.position.npy")))  # fmt: skip
     short = (rows.feedback_times - rows.firstMovement_times < 0.4).to_numpy()
     np.testing.assert_allclose(values["wheel_position"][short, -1], (turned - before)[short], atol=0.15)
+
+
+def test_wheel_signals_are_means_over_the_bins_of_each_trial(recording):
+    names = ["wheel_velocity", "wheel_speed", "wheel_position"]
+    dataset = Ibl.prepare(settings(behavior=names), recording.files)
+    trials, _ = load(recording)
+    mean, std = (np.array(dataset.provenance[f"behavior_{name}"]) for name in ("mean", "std"))
+    wheel = movement(*(np.load(recording.path(f"_ibl_wheel.{name}.npy")) for name in ("timestamps", "position")))
+    for split in dataset.splits.values():
+        for row in (0, split.n_trials // 2):
+            edges = trials.stimOn_times[split.trial[row]] + (-0.5 + 0.02 * np.arange(101))
+            inside = [(wheel.times >= low) & (wheel.times < high) for low, high in pairwise(edges)]
+            position = np.array([wheel.position[one].mean() for one in inside])
+            velocity = np.array([wheel.velocity[one].mean() for one in inside])
+            speed = np.array([np.abs(wheel.velocity[one]).mean() for one in inside])
+            expected = np.stack([velocity, speed, position - position[0]], 1)
+            np.testing.assert_allclose(split.behavior[row] * std + mean, expected, atol=1e-5)
+            assert np.abs(speed - np.abs(velocity)).max() > 1e-3
+
+
+def test_windows_lie_in_the_recording_of_every_probe_and_of_the_wheel(small):
+    trials, probes = load(small)
+    low, high = np.quantile(trials.stimOn_times.dropna(), (0.2, 0.8))
+
+    def dropped(**options):
+        dataset = Ibl.prepare(settings(min_trials=5, min_units=1, block_trials=2, **options), small.files)
+        used = np.concatenate([trials.stimOn_times[split.trial] for split in dataset.splits.values()])
+        return dataset.provenance["trials"]["outside_recording"], used.min() - 0.5, used.max() + 1.5
+
+    assert dropped()[0] == 0
+    times = np.load(small.path("_ibl_wheel.timestamps.npy"))
+    for name in ("timestamps", "position"):
+        small.change(f"_ibl_wheel.{name}.npy", lambda values: values[(times > low) & (times < high)])
+    n, first, last = dropped()
+    assert n > 10
+    assert first >= low
+    assert last <= high
+    assert dropped(behavior=["choice"])[0] == 0
+    for probe, keep in (("probe00", lambda times: times > low), ("probe01", lambda times: times < high)):
+        kept = keep(probes[probe][0])
+        for name in ("times", "clusters"):
+            small.change(f"spikes.{name}.npy", lambda values, kept=kept: values[kept], probe)
+    n, first, last = dropped(behavior=["choice"])
+    assert n > 10
+    assert first >= low
+    assert last <= high
 
 
 def test_a_channel_that_does_not_vary_is_zero(small):
@@ -417,7 +466,11 @@ def test_too_few_units_tell_what_each_filter_dropped(recording):
 def test_too_few_trials_tell_what_each_filter_dropped(recording):
     fails(recording, IblNoTrialsError, r"0 trials are left.*'reaction_time': \d+", reaction_time_s=[1.9, 1.95])
     fails(recording, IblNoTrialsError, "'outside_recording': 1", window_s=[-2000.0, 0.0], bin_s=1.0)
-    fails(recording, IblNoTrialsError, "beside the windows of the other splits", window_s=[-100.0, 100.0], bin_s=1.0, min_trials=1)  # fmt: skip
+    fails(recording, IblNoTrialsError, "beside the windows of other splits.*: 0", window_s=[-100.0, 100.0], bin_s=1.0, min_trials=1)  # fmt: skip
+    chosen = {"window_s": [-2.0, 4.0], "behavior": [], "split": "random"}
+    kept = Ibl.prepare(settings(**chosen), recording.files).provenance["trials"]["kept"]
+    Ibl.prepare(settings(min_trials=kept, **chosen), recording.files)
+    fails(recording, IblNoTrialsError, "beside the windows of other splits", min_trials=kept + 1, **chosen)
     fails(recording, IblNoTrialsError, "too few for train, valid and test", block_trials=150)
 
 

@@ -229,6 +229,9 @@ def test_windows_that_overlap_another_split_give_way_to_test_then_to_valid():
     assert np.flatnonzero(kept["train"]).tolist() == []  # 0 overlaps 1, 2 overlaps 3, 4 overlaps 3
     kept = without_overlap(member, align, 0.5)  # windows that touch, 2 and 3, do not overlap
     assert [chosen.sum() for chosen in kept.values()] == [3, 2, 2]
+    mirrored = {split: chosen[::-1] for split, chosen in member.items()}
+    kept = without_overlap(mirrored, 9.0 - align[::-1], 0.5)
+    assert [chosen.sum() for chosen in kept.values()] == [3, 2, 2]
 
 
 def test_windows_kept_share_no_time_with_another_split():

@@ -110,12 +110,13 @@ def _aligned(reader: SessionReader, settings: IblSettings) -> SpikeDataset:
     block = trial // settings.block_trials if settings.split == "blocked" else trial
     dealt = deal(block, settings, reader.where)
     member = without_overlap(dealt, align, settings.window_s[1] - settings.window_s[0])
-    n_trials["overlap"] = len(trial) - sum(int(one.sum()) for one in member.values())
+    n_trials["overlap"] = len(trial) - int(np.any(list(member.values()), 0).sum())
     n_trials["kept"] -= n_trials["overlap"]
-    if empty := [split for split in SPLITS if not member[split].any()]:
+    sizes = {split: int(one.sum()) for split, one in member.items()}
+    if n_trials["kept"] < settings.min_trials or not all(sizes.values()):
         raise IblNoTrialsError(
-            f"{reader.where}: no {empty[0]} trial is left beside the windows of the other splits; shorten `window_s`, "
-            "or use `split: blocked` with larger blocks"
+            f"{reader.where}: beside the windows of other splits, {sizes} trials are left, expected some in each and "
+            f"`min_trials`, {settings.min_trials}, together; shorten `window_s`, or deal larger blocks"
         )
 
     counts = found.count(edges)

@@ -105,7 +105,7 @@ class SessionReader:
             "session": self.name,
             "lab": self.files.lab,
             "pids": [probe.pid for probe in self._probes],
-            "files": {file.path: file.md5 for file in sorted(self.files.files, key=lambda file: file.path)},
+            "files": {file.path: file.md5 for file in self.files.files},
         }
 
     def _sorting(self, pid: str, probe: str) -> Sorting:
