@@ -426,6 +426,18 @@ def test_windows_cover_the_recording_and_count_every_spike_once(recording):
     assert (covered == 1).mean() > 0.9  # only the last window of a block may reach back
 
 
+@pytest.mark.parametrize("bin_s", [0.005, 0.007, 0.02])
+def test_spikes_on_the_edges_of_windows_are_counted_once(small, bin_s):
+    n_bins = int(30 / bin_s)
+    for probe in ("probe00", "probe01"):
+        for name in ("times", "clusters"):
+            edges = np.arange(n_bins + 1) * bin_s if name == "times" else np.zeros(n_bins + 1, np.int32)
+            small.change(f"spikes.{name}.npy", lambda values, edges=edges: edges, probe)
+    chosen = continuous(bin_s=bin_s, window_bins=10, block_bins=100, min_label=0.0, min_rate_hz=1.0, min_units=2)
+    for split in IblContinuous.prepare(chosen, small.files).splits.values():
+        np.testing.assert_array_equal(split.recon_data, np.ones((split.n_trials, 10, 2)))
+
+
 def test_windows_of_different_splits_share_no_bin(recording):
     dataset = IblContinuous.prepare(continuous(window_bins=100, overlap_bins=50, bin_s=0.01), recording.files)
     bins = [set((split.start[:, None] + np.arange(100)).ravel().tolist()) for split in dataset.splits.values()]
@@ -436,8 +448,9 @@ def test_windows_of_different_splits_share_no_bin(recording):
 
 def test_continuous_units_are_filtered_as_those_of_trials(recording):
     dataset = IblContinuous.prepare(continuous(regions=[985], min_rate_hz=4.0, min_units=1, n_heldout=1), recording.files)  # fmt: skip
-    rate = dataset["train"].recon_data.mean((0, 1)) / 0.005
+    rate = dataset["train"].recon_data.mean((0, 1), dtype=np.float64) / 0.005
     assert (rate >= 4).all()
+    np.testing.assert_allclose(dataset.provenance["unit_rate_hz"], rate, atol=1e-3)
     assert set(dataset.provenance["unit_region"]) == {985}
     assert dataset.n_heldin == dataset.n_neurons - 1
     with pytest.raises(IblNoTrialsError, match="too few for train, valid and"):

@@ -56,7 +56,7 @@ def _windows(reader: SessionReader, settings: IblContinuousSettings) -> SpikeDat
     except DatasetError as error:
         raise IblNoTrialsError(str(error)) from None
     counts = {  # bins are counted from 0 s, so an edge is the same number in every window
-        split: found.count(first[:, None] * settings.bin_s + settings.bin_s * np.arange(settings.window_bins + 1))
+        split: found.count((first[:, None] + np.arange(settings.window_bins + 1)) * settings.bin_s)
         for split, first in starts.items()
     }
     rate_hz = counts["train"].mean((0, 1), dtype=np.float64) / settings.bin_s
