@@ -660,3 +660,9 @@ def test_acronyms_without_the_atlas_say_what_to_do(recording, monkeypatch):
     monkeypatch.setitem(sys.modules, "iblatlas", None)
     monkeypatch.setitem(sys.modules, "iblatlas.regions", None)
     fails(recording, IblPrepareError, "pip install iblatlas, or give Allen ids", regions=["MOs"])
+
+
+def test_kinds_are_known_by_name_and_made_from_a_recording():
+    for kind, chosen in (("ibl", settings()), ("ibl_continuous", continuous())):
+        assert isinstance(chosen, DATASETS[kind].Settings)
+        assert DATASETS[kind].sources(chosen) == [("recording", "mine")]

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from ctdb.datasets import SPLITS, read, write
+from ctdb.datasets import DATASETS, SPLITS, read, write
 from ctdb.datasets.ibl.windows import IblWindows, IblWindowsSettings
 from ctdb.errors import IblMissingError, IblNoTrialsError, IblNoUnitsError, IblPrepareError
 
@@ -160,3 +160,8 @@ def test_units_of_the_published_files_keep_their_rates_from_window_to_window(dat
     counts = np.concatenate([split.recon_data.mean(1) for split in dataset.splits.values()])
     odd, even = counts[::2].mean(0), counts[1::2].mean(0)
     assert np.corrcoef(odd, even)[0, 1] > 0.85
+
+
+def test_the_kind_is_known_by_its_name_and_made_from_a_folder():
+    assert DATASETS["ibl_windows"] is IblWindows
+    assert IblWindows.sources(settings(path="here")) == [("file", "here")]
