@@ -439,7 +439,7 @@ class _Checker:
                 self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}`, which is not there; add it")
             elif what == "dsa" and layout.dynamics[names[0]].dsa is None:
                 self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}.dsa`, which is null; give it")
-            elif what == "fit" or (what == "dynamics" and len(names) == 3):
+            elif what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
                 dataset, model, seed = names
                 of_dataset = {fit["model"] for fit in fits if fit["dataset"] == dataset}
                 seeds = {fit["seed"] for fit in fits if (fit["dataset"], fit["model"]) == (dataset, model)}

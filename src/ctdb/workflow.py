@@ -165,7 +165,7 @@ def _without(checked: dict[str, Any], absent: Sequence[str]) -> dict[str, Any]:
         return all(is_made(what, names) for what, *names in figure["needs"])
 
     def is_made(what: str, names: list[Any]) -> bool:
-        if what == "fit" or (what == "dynamics" and len(names) == 3):
+        if what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
             return tuple(names) in fits
         return what not in ("dataset", "dynamics", "dsa") or names[0] not in absent
 

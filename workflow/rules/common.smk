@@ -133,8 +133,8 @@ def needed_file(what, *names):
         return network_file(network, seed, f"activity@{variant}.h5" if variant else "activity.h5")
     if what == "dataset":
         return f"{RESULTS}/datasets/{names[0]}.h5"
-    if what == "fit":
-        return fit_file(*names, "output.h5")
+    if what in ("fit", "history"):
+        return fit_file(*names, "output.h5" if what == "fit" else "history.csv")
     if what == "dynamics":
         return dynamics_file(*names, name="dynamics.h5")
     if what == "dsa":
