@@ -24,9 +24,9 @@ WIDTH = 7.1
 """Width of a full page in inches (180 mm)."""
 
 Need = tuple[str | int, ...]
-"""Such as ("activity", network, seed, variant), ("dataset", name), ("fit", dataset, model, seed) and ("history", ...) of
-the same, ("scores",), ("dynamics", dataset), ("dynamics", dataset, model, seed) or ("dsa", dataset). The file of dynamics is
-`dynamics.h5`; `fixed_points.h5` lies beside it."""
+"""Such as ("activity", network, seed, variant), ("dataset", name), ("fit", dataset, model, seed) or ("history", ...) of
+the same, ("scores",), ("dynamics", dataset), ("dynamics", dataset, model, seed) or ("dsa", dataset). The file of
+dynamics is `dynamics.h5`; `fixed_points.h5` lies beside it."""
 
 
 class FigureSettings(Settings):
