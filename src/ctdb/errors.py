@@ -16,6 +16,34 @@ class DatasetError(CtdbError):
     """A spike file lacks a key or holds values that cannot be spike counts."""
 
 
+class IblError(DatasetError):
+    """A recording of the International Brain Laboratory cannot be fetched or prepared."""
+
+
+class IblAccessError(IblError):
+    """The database or its files cannot be reached: no credentials, refused, or the connection failed."""
+
+
+class IblMissingError(IblError):
+    """A session, probe, sorter, revision or file is not there."""
+
+
+class IblChecksumError(IblError):
+    """A file is not the one that was recorded: its size or md5 differs."""
+
+
+class IblNoUnitsError(IblError):
+    """No unit, or too few, pass the filters."""
+
+
+class IblNoTrialsError(IblError):
+    """No trial, or too few, pass the filters."""
+
+
+class IblPrepareError(IblError):
+    """The files of a session do not go together, or cannot be binned as asked."""
+
+
 class TaskError(CtdbError):
     """Trials of a task cannot be drawn or run as the settings ask."""
 
