@@ -62,9 +62,9 @@ class SessionFiles(Settings):
 
 
 class Skipped(Settings):
-    """A session that was left out, as `continue_on_error` allows, and why."""
+    """A session (its eid, or the pid of a probe of it) that was left out as `continue_on_error` allows, and why."""
 
-    eid: str
+    session: str
     error: Literal["missing", "checksum"]
     reason: str
 
