@@ -122,7 +122,7 @@ class Archive:
         """A session with all files that are listed of it. Raises as :meth:`probe`."""
         with self._answers(f"session {eid}"):
             table = self._one.list_datasets(eid, details=True)
-            folder = self._one.eid2path(eid, query_type="local")
+            folder = self._one.eid2path(UUID(eid), query_type="local")
         if folder is None or len(table) == 0:
             raise IblMissingError(f"session {eid}: is not in {self.url}, or has no files there; correct the `eid`")
         place = folder.relative_to(self._one.cache_dir).as_posix()
@@ -308,7 +308,7 @@ def _last(index: Any) -> UUID:
     return index[-1] if isinstance(index, tuple) else index
 
 
-def _listed(identity: UUID, row: Mapping[str, Any], folder: str) -> Listed:
+def _listed(identity: UUID, row: pd.Series, folder: str) -> Listed:
     *parts, dataset = row["rel_path"].split("/")
     revision = parts.pop().strip("#") if parts and parts[-1].startswith("#") else ""
     size, digest = row["file_size"], row["hash"]
