@@ -17,31 +17,31 @@ class DatasetError(CtdbError):
 
 
 class IblError(DatasetError):
-    """A recording of the International Brain Laboratory cannot be fetched or prepared."""
+    """A recording of the International Brain Laboratory cannot be used as asked."""
 
 
 class IblAccessError(IblError):
-    """The database or its files cannot be reached: no credentials, refused, or the connection failed."""
+    """The database of recordings cannot be reached, or does not let this user in."""
 
 
 class IblMissingError(IblError):
-    """A session, probe, sorter, revision or file is not there."""
+    """A session, probe, revision or file of a recording is not there."""
 
 
 class IblChecksumError(IblError):
-    """A file is not the one that was recorded: its size or md5 differs."""
+    """A file of a recording has not the size or the md5 that its record tells."""
 
 
 class IblNoUnitsError(IblError):
-    """No unit, or too few, pass the filters."""
+    """Too few units of a recording are left when all filters have acted."""
 
 
 class IblNoTrialsError(IblError):
-    """No trial, or too few, pass the filters."""
+    """Too few trials or windows of a recording are left when all filters have acted."""
 
 
 class IblPrepareError(IblError):
-    """The files of a session do not go together, or cannot be binned as asked."""
+    """Files of a recording do not go together, lack a column, or do not suit the settings."""
 
 
 class TaskError(CtdbError):

@@ -307,6 +307,17 @@ def test_a_session_without_a_file_is_refused_before_anything_is_downloaded(missi
         assert server.downloads() == []
 
 
+@pytest.mark.parametrize("missing", ["clusters.uuids.csv", "channels.brainLocationIds_ccf_2017.npy"])
+def test_a_probe_need_not_be_traced_in_the_brain(missing, tmp_path):
+    poor = Session("poor")
+    del poor.files[f"alf/probe00/pykilosort/#{REVISION}#/{missing}"]
+    with serving([poor]) as server:
+        own = {"base_url": server.url, "data_url": f"{server.url}/public", "sessions": [{"eid": poor.eid}]}
+        manifest = fetch(IblSettings(kind="ibl", **own), tmp_path / "cache")
+    assert len(manifest.sessions[0].files) == 8
+    assert missing not in {file.dataset for file in manifest.sessions[0].files}
+
+
 # Access
 
 

@@ -1,1 +1,1 @@
-"""Recordings of the International Brain Laboratory: fetched to a local cache by a manifest, prepared from there."""
+"""Recordings of the International Brain Laboratory: what is fetched, and how it becomes a dataset."""

@@ -24,6 +24,7 @@ import pandas as pd
 import requests
 from one.alf.exceptions import ALFError
 from one.api import OneAlyx
+from one.converters import session_record2path
 from one.webclient import AlyxClient
 
 from ctdb.datasets.ibl.manifest import Probe
@@ -122,13 +123,19 @@ class Archive:
         """A session with all files that are listed of it. Raises as :meth:`probe`."""
         with self._answers(f"session {eid}"):
             table = self._one.list_datasets(eid, details=True)
-            folder = self._one.eid2path(UUID(eid), query_type="local")
-        if folder is None or len(table) == 0:
-            raise IblMissingError(f"session {eid}: is not in {self.url}, or has no files there; correct the `eid`")
-        place = folder.relative_to(self._one.cache_dir).as_posix()
-        lab, _, subject, date, number = place.split("/")
+            if len(table) == 0:
+                raise IblMissingError(f"session {eid}: is not in {self.url}, or has no files there; correct the `eid`")
+            session = self._one.get_details(UUID(eid), query_type="local").to_dict()
+        place = session_record2path(session).as_posix()
         files = [_listed(_last(index), row, place) for index, row in table.iterrows()]
-        return Listing(eid, lab, subject, date, int(number), sorted(files, key=lambda file: file.path))
+        return Listing(
+            eid=eid,
+            lab=session["lab"] or "",
+            subject=session["subject"],
+            date=str(session["date"]),
+            number=int(session["number"]),
+            files=sorted(files, key=lambda file: file.path),
+        )
 
     def bring(self, eid: str, file: Listed) -> Path:
         """Download a file of a session that :meth:`listing` was asked for, to the folder that ONE was opened on.

@@ -26,15 +26,10 @@ from ctdb.datasets.ibl.recording import IblSettings, RecordingSettings
 from ctdb.errors import IblAccessError, IblChecksumError, IblMissingError, WriteError
 from ctdb.files import lock
 
-SORTED = (
-    "spikes.times.npy",
-    "spikes.clusters.npy",
-    "clusters.channels.npy",
-    "clusters.metrics.pqt",
-    "clusters.uuids.csv",
-    "channels.brainLocationIds_ccf_2017.npy",
-)
+SORTED = ("spikes.times.npy", "spikes.clusters.npy", "clusters.channels.npy", "clusters.metrics.pqt")
 """Files of each probe, in ``alf/{probe}/{sorter}``."""
+WHERE_THERE = ("clusters.uuids.csv", "channels.brainLocationIds_ccf_2017.npy")
+"""Files that not every probe has: the second only where its track was traced in the brain."""
 TRIALS = "_ibl_trials.table.pqt"
 WHEEL = ("_ibl_wheel.position.npy", "_ibl_wheel.timestamps.npy")
 """Files of each session, in ``alf``."""
@@ -234,10 +229,10 @@ class _Fetch:
         for name in sorted(probes):
             if name not in there:
                 raise IblMissingError(f"session {eid}: has no files of probe {name!r}; it has {there or 'no probe'}")
-            files += [self._of_probe(listing, name, dataset) for dataset in SORTED]
+            files += [file for dataset in (*SORTED, *WHERE_THERE) if (file := self._of_probe(listing, name, dataset))]
         return _Session(listing, [probes[name] for name in sorted(probes)], [self._pinned(file) for file in files])
 
-    def _of_probe(self, listing: Listing, probe: str, dataset: str) -> Listed:
+    def _of_probe(self, listing: Listing, probe: str, dataset: str) -> Listed | None:
         sorter, revision = self.settings.sorter, self.settings.revision
         collection = f"alf/{probe}/{sorter}"
         found = _versions(listing, collection, dataset)
@@ -246,10 +241,12 @@ class _Fetch:
             raise IblMissingError(
                 f"session {listing.eid}: probe {probe!r} was not sorted by {sorter!r}, but by {sorters}; set `sorter`"
             )
-        if not found:
-            raise IblMissingError(f"session {listing.eid}: has no file {collection}/{dataset}; choose another session")
         if revision in found:
             return found[revision]
+        if not found and dataset in WHERE_THERE:
+            return None
+        if not found:
+            raise IblMissingError(f"session {listing.eid}: has no file {collection}/{dataset}; choose another session")
         earlier = [name for name in found if name < revision]
         if dataset.startswith("channels.") and earlier:  # where channels lie does not depend on a later sorting
             return found[max(earlier)]

@@ -3,6 +3,7 @@
 It is all that others need to make the same data set: they fetch what it names, and any other bytes are refused.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path, PurePosixPath
@@ -10,12 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from ctdb.errors import IblChecksumError, IblMissingError
+from ctdb.errors import IblChecksumError, IblMissingError, IblPrepareError
 from ctdb.files import write_text
-from ctdb.settings import NonEmpty, Settings
+from ctdb.settings import Settings
 
 FORMAT = "ctdb-ibl-1"
-CHUNK = 2**22
 
 
 def _inside(path: str) -> str:
@@ -57,8 +57,8 @@ class SessionFiles(Settings):
     lab: str
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
     number: int = Field(ge=0)
-    probes: NonEmpty[Probe]
-    files: NonEmpty[FileRecord]
+    probes: list[Probe]
+    files: list[FileRecord]
 
 
 class Skipped(Settings):
@@ -74,7 +74,7 @@ class Manifest(Settings):
 
     format: Literal["ctdb-ibl-1"] = FORMAT
     tag: str = ""
-    sessions: NonEmpty[SessionFiles]
+    sessions: list[SessionFiles]
     skipped: list[Skipped] = []
 
 
@@ -85,7 +85,7 @@ def read_manifest(path: Path | str) -> Manifest:
     ------
     IblMissingError
         If there is no such file.
-    IblChecksumError
+    IblPrepareError
         If it is no manifest, or was cut off or changed by hand into none.
     """
     try:
@@ -93,14 +93,14 @@ def read_manifest(path: Path | str) -> Manifest:
     except OSError as error:
         raise IblMissingError(f"{path}: {error.strerror}; give the manifest of a recording") from None
     except UnicodeDecodeError:
-        raise IblChecksumError(f"{path}: is not text in UTF-8; give the manifest of a recording") from None
+        raise IblPrepareError(f"{path}: is not text in UTF-8; give the manifest of a recording") from None
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         found = f"{where}: {first['msg']}" if where else first["msg"]
-        raise IblChecksumError(
+        raise IblPrepareError(
             f"{path}: is no manifest of the format {FORMAT!r} ({found}); take an unchanged copy, or fetch again"
         ) from None
 
@@ -148,8 +148,5 @@ def verified(record: FileRecord, cache_dir: Path | str) -> Path:
 
 def md5_of(path: Path | str) -> str:
     """Md5 of a file, as Alyx records it: against accidents, not against attackers."""
-    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
