@@ -709,7 +709,7 @@ def test_a_damaged_or_absent_local_file_is_told_which_one_alone_does_not(folder)
         assert message.startswith(f"{BOB.folder}/{SPIKES}.npy: {part}")
     path.unlink()
     message = told(IblMissingError, local(folder), folder)
-    assert message.startswith(f"{BOB.folder}/{SPIKES}.npy: is in the tables of {folder}, but not there")
+    assert message.startswith(f"{BOB.folder}/{SPIKES}.npy: is in the tables of ONE, but not in the folder")
 
 
 def test_what_a_local_folder_has_not_is_told(folder, tmp_path):
@@ -718,3 +718,14 @@ def test_what_a_local_folder_has_not_is_told(folder, tmp_path):
         assert re.match(r"(probe|session) [0-9a-f-]{36}: (is not in|has no files of probe)", message)
     (tmp_path / "empty").mkdir()
     assert "no session is left" in told(IblMissingError, local(tmp_path / "empty"), tmp_path / "empty")
+
+
+def test_what_is_skipped_of_a_local_folder_names_no_path(folder, tmp_path):
+    choices = [{"pid": BOB.pid("probe00")}, {"pid": ADA.pid("probe00")}, {"eid": ADA.eid}]
+    (folder / f"{CAT.folder}/{SPIKES}.npy").unlink()
+    manifest = fetch(local(folder, *choices, {"eid": CAT.eid}, continue_on_error=["missing"]), folder)
+    assert [session.subject for session in manifest.sessions] == ["bob"]
+    assert len(manifest.skipped) == 3
+    write_manifest(tmp_path / "manifest.json", manifest)
+    assert str(tmp_path) not in (tmp_path / "manifest.json").read_text()
+    assert read_manifest(tmp_path / "manifest.json") == manifest

@@ -69,7 +69,7 @@ class Archive:
     """Sessions of an Alyx database, or of a local folder, through one instance of ONE; not for several threads."""
 
     def __init__(self, client: AlyxClient, remote: bool):
-        self.url = client.base_url if remote else str(client.cache_dir)
+        self.url = client.base_url if remote else "the folder"  # no path: what is told may end in a manifest
         with self._answers("opening the tables of ONE"):
             mode = "remote" if remote else "local"
             self._one = OneAlyx(base_url=client.base_url, cache_dir=client.cache_dir, mode=mode, silent=True)

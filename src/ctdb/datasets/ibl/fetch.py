@@ -53,8 +53,8 @@ class _Session:
 def fetch(settings: RecordingSettings, cache_dir: Path | str, manifest: Manifest | None = None) -> Manifest:
     """Bring all files of a recording to a local folder, and say which they are.
 
-    Files that are there and whole are not downloaded again; a run that was killed is gone on with. Credentials come from
-    the environment: ``ALYX_TOKEN``, or ``ALYX_LOGIN`` and ``ALYX_PASSWORD``.
+    Files that are there and whole are not downloaded again; a run that was killed is gone on with. Credentials come
+    from the environment: ``ALYX_TOKEN``, or ``ALYX_LOGIN`` and ``ALYX_PASSWORD``.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class _Fetch:
         )
 
     def _all(self, items: Sequence[T], work: Callable[[T], R], name: Callable[[T], str]) -> list[R]:
-        """Results of `work` on each, several at a time; without those that may be skipped. The first failure ends all."""
+        """Results of `work` on each, several at a time, without what may be skipped. The first failure ends all."""
 
         def guarded(item: T) -> R:
             if self.stopped.is_set():
@@ -251,8 +251,8 @@ class _Fetch:
         if dataset.startswith("channels.") and earlier:  # where channels lie does not depend on a later sorting
             return found[max(earlier)]
         raise IblMissingError(
-            f"session {listing.eid}: {collection}/{dataset} has the revisions {sorted(found)} and not {revision!r}; set "
-            "`revision` to one that spikes and clusters have in common"
+            f"session {listing.eid}: {collection}/{dataset} has the revisions {sorted(found)} and not {revision!r}; "
+            "set `revision` to one that spikes and clusters have in common"
         )
 
     def _trials(self, listing: Listing) -> Listed:
@@ -279,8 +279,8 @@ class _Fetch:
         pin = self.settings.expect_md5.get(file.path)
         if pin is not None and file.md5 not in (pin, None):
             raise IblChecksumError(
-                f"{file.path}: has md5 {file.md5} in {self.first.url}, but `expect_md5` says {pin}; it was changed there, "
-                "or the pin is wrong"
+                f"{file.path}: has md5 {file.md5} in {self.first.url}, but `expect_md5` says {pin}; it was changed "
+                "there, or the pin is wrong"
             )
         return file if pin is None else replace(file, md5=pin)
 
@@ -298,12 +298,13 @@ class _Fetch:
                 found = listed.get(file.id)
                 if found is None or found.path != file.path:
                     raise IblMissingError(
-                        f"{file.path}: the file {file.id} of the manifest is not in {self.first.url}; it was removed there"
+                        f"{file.path}: the file {file.id} of the manifest is not in {self.first.url}; it was removed "
+                        "there: take out its session"
                     )
                 if found.md5 not in (file.md5, None) or found.size not in (file.size, None):
                     raise IblChecksumError(
-                        f"{file.path}: has md5 {found.md5} and {found.size} bytes in {self.first.url}, but {file.md5} and "
-                        f"{file.size} in the manifest; it was changed there: the data cannot be made again from it"
+                        f"{file.path}: has md5 {found.md5} and {found.size} bytes in {self.first.url}, but {file.md5} "
+                        f"and {file.size} in the manifest; it was changed there: the data cannot be made again from it"
                     )
         listing = Listing(session.eid, session.lab, session.subject, session.date, session.number, files)
         return _Session(listing, session.probes, files)
@@ -352,7 +353,7 @@ class _Fetch:
         if fresh:
             md5 = self._download(eid, file, path)
         elif not path.is_file():
-            raise IblMissingError(f"{file.path}: is in the tables of {self.cache}, but not there; fetch it with ONE")
+            raise IblMissingError(f"{file.path}: is in the tables of ONE, but not in the folder; fetch it with ONE")
         elif not there or file.md5 not in (md5, None):
             raise _changed(file, path, md5)
         self.progress.add(file.path, path.stat().st_size, fresh)
@@ -382,8 +383,8 @@ class _Fetch:
                     break
                 if last:
                     raise IblChecksumError(
-                        f"{file.path}: has {size} bytes after each of {N_ATTEMPTS} downloads, expected {file.size}; it is "
-                        "cut off or changed on the server: run again, or take another revision"
+                        f"{file.path}: has {size} bytes after each of {N_ATTEMPTS} downloads, expected {file.size}; it "
+                        "is cut off or changed on the server: run again, or take another revision"
                     )
             time.sleep(WAIT_S * 2**attempt)
         md5 = md5_of(staged)
@@ -395,7 +396,7 @@ class _Fetch:
 
 
 class _StoppedError(Exception):
-    """This session was given up because another one failed."""
+    """A session was given up because another one failed."""
 
 
 class _Streams(NamedTuple):

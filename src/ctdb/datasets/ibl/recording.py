@@ -98,7 +98,7 @@ class IblSettings(RecordingSettings):
 
 
 class IblLocalSettings(RecordingSettings):
-    """Settings of a recording of kind `ibl_local`: a folder with files and tables of ONE, by default all its sessions."""
+    """Settings of a recording of kind `ibl_local`: a folder of files and tables of ONE, by default all its sessions."""
 
     kind: Literal["ibl_local"]
     cache_dir: str = Field(min_length=1)
@@ -109,8 +109,9 @@ class IblSyntheticSettings(RecordingSettings):
     """Settings of a recording of kind `ibl_synthetic`: a made-up session, for tests and for a first look."""
 
     kind: Literal["ibl_synthetic"]
-    n_trials: Count = 60
-    n_units: Count = 20
+    n_trials: int = Field(200, ge=10)
+    n_units: int = Field(30, ge=4)
+    probes: Count = 2
     seed: Seed = 0
 
 
@@ -121,5 +122,7 @@ RECORDINGS: dict[str, type[RecordingSettings]] = {
 }
 """Settings of each kind of recording."""
 
+SYNTHETIC = ("n_trials", "n_units", "probes", "seed")
+"""Keys of the session that is made up; the others choose from it."""
 HOW = ("n_parallel", "timeout_s", "cache_dir", "manifest")
 """Keys that say how or where, and not what: a change of them fetches nothing again."""
