@@ -18,20 +18,11 @@ def _undated(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date) else value
 
 
-def _plain_url(url: str) -> str:
-    if "@" in url:
-        raise ValueError(
-            "credentials do not belong in the configuration; set ALYX_TOKEN, or ALYX_LOGIN and "
-            "ALYX_PASSWORD, in the environment"
-        )
-    return url.rstrip("/")
-
-
 Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
 Revision = Annotated[str, BeforeValidator(_undated), Field(pattern=r"^[\w.-]*$")]
 """Name of a revision, which is a date; "" for files of none."""
 Word = Annotated[str, Field(pattern=r"^[\w.-]+$")]
-Url = Annotated[str, Field(pattern=r"^https?://[^/]+"), AfterValidator(_plain_url)]
+Url = Annotated[str, Field(pattern=r"^https?://[^/]+"), AfterValidator(lambda url: url.rstrip("/"))]
 
 
 class SessionChoice(Settings):
@@ -94,6 +85,11 @@ class IblSettings(RecordingSettings):
     def _one_choice(self) -> "IblSettings":
         if sum(choice is not None for choice in (self.sessions, self.query, self.manifest)) != 1:
             raise ValueError("give one of `sessions`, `query` and `manifest`")
+        if "@" in self.base_url + self.data_url:  # told without the address, which an error of the key would repeat
+            raise ValueError(
+                "credentials do not belong in an address of the configuration; set ALYX_TOKEN, or ALYX_LOGIN and "
+                "ALYX_PASSWORD, in the environment"
+            )
         return self
 
 
