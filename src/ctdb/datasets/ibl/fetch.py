@@ -90,7 +90,6 @@ def fetch(settings: RecordingSettings, cache_dir: Path | str, manifest: Manifest
             return _Fetch(settings, cache, None, opened, streams).run(None)
     with lock(cache):
         staging = cache / STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
         try:
             server = (settings.base_url, settings.data_url, settings.timeout_s)
             with _silence() as streams, archives(staging, True, *server) as opened:
@@ -371,7 +370,7 @@ class _Fetch:
         """Download a file beside its place, check it, and put it there; a connection that breaks is tried again."""
         for attempt in range(N_ATTEMPTS):
             last = attempt == N_ATTEMPTS - 1
-            shutil.rmtree((self.staging / file.path).parent, ignore_errors=True)
+            shutil.rmtree((self.staging / file.path).parent, ignore_errors=True)  # ONE would take a part for the file
             try:
                 staged = self._archives[eid].bring(eid, file)
             except IblAccessError:
