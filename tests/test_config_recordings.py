@@ -80,6 +80,7 @@ def test_a_recording_is_read_with_its_defaults(entry, expected, recording):
         ("{kind: ibl, sessions: [{probe: probe00}]}", "recordings.mine.sessions[0]: give `pid`, or `eid`"),
         ("{kind: ibl, sessions: [{pid: 12}]}", "recordings.mine.sessions[0].pid: "),
         (f"{{kind: ibl, sessions: [{{pid: {PID[:-1]}}}]}}", "recordings.mine.sessions[0].pid: "),
+        (f"{{kind: ibl, manifest: m.json, expect_md5: {{a: {'b' * 32}}}}}", "`expect_md5`: a manifest says itself"),
         ("{kind: ibl, query: {}}", "recordings.mine.query: give at least one of `tag`, `region` and `subject`"),
         ("{kind: ibl, query: {regoin: MO}}", "recordings.mine.query.regoin: unknown key; did you mean 'region'?"),
         ("{kind: ibl, query: {tag: T}, sorter: kilosort}", "recordings.mine.sorter: "),

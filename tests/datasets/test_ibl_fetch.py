@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import requests
 
 import alyx
 from alyx import LOGIN, PASSWORD, REVISION, SECRETS, TOKEN, Session, serving, write_cache
@@ -279,7 +280,9 @@ def test_what_is_not_there_is_told_with_what_is(server, settings, tmp_path):
 
 def test_mixed_revisions_of_spikes_and_clusters_are_refused_and_those_of_channels_are_not(tmp_path):
     for missing in ("spikes.times.npy", "clusters.metrics.pqt", "channels.brainLocationIds_ccf_2017.npy"):
-        mixed = Session("mixed", probes={"probe00": {"pykilosort": ("2023-01-01", REVISION)}})
+        mixed = Session(
+            "mixed", probes={"probe00": {"pykilosort": ("2022-01-01", "2023-01-01", REVISION, "2026-01-01")}}
+        )
         del mixed.files[f"alf/probe00/pykilosort/#{REVISION}#/{missing}"]
         with serving([mixed]) as server:
             own = {"base_url": server.url, "data_url": f"{server.url}/public", "sessions": [{"eid": mixed.eid}]}
@@ -291,7 +294,10 @@ def test_mixed_revisions_of_spikes_and_clusters_are_refused_and_those_of_channel
                 assert set(revisions.values()) == {REVISION}
             else:
                 message = failing(IblMissingError, tmp_path / "none", settings, leaves=0)
-                assert f"{missing} has the revisions ['2023-01-01'] and not '{REVISION}'" in message
+                assert (
+                    f"{missing} has the revisions ['2022-01-01', '2023-01-01', '2026-01-01'] and not '{REVISION}'"
+                    in message
+                )
                 assert "spikes and clusters have in common" in message
 
 
@@ -368,6 +374,18 @@ def test_a_server_that_is_not_there_fails_or_is_no_alyx_is_told(server, settings
     assert "failed (500); run again later" in failing(IblAccessError, tmp_path / "cache", settings(choice), leaves=0)
     server.faults["/sessions"] = "html"
     message = failing(IblAccessError, tmp_path / "cache", settings(choice), leaves=0)
+    assert "does not answer as an Alyx database does; correct `base_url`" in message
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}"])
+def test_an_address_that_takes_a_login_but_is_no_alyx_is_told(answer, settings, tmp_path, monkeypatch):
+    monkeypatch.delenv("ALYX_TOKEN")
+    monkeypatch.setenv("ALYX_LOGIN", LOGIN)
+    monkeypatch.setenv("ALYX_PASSWORD", PASSWORD)
+    reply = requests.Response()
+    reply.status_code, reply._content = 200, answer
+    monkeypatch.setattr(requests, "post", lambda *_, **__: reply)
+    message = failing(IblAccessError, tmp_path / "cache", settings({"eid": ADA.eid}), leaves=0)
     assert "does not answer as an Alyx database does; correct `base_url`" in message
 
 
@@ -520,6 +538,18 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_downloaded(server, 
     with pytest.raises(WriteError, match="are free; point `cache_dir`"):
         fetch(settings({"pid": ADA.pid("probe00")}), tmp_path / "cache")
     assert server.downloads() == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_key(settings, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WriteError, match=r"file/cache: cannot be written \(Not a directory\); point `cache_dir`"):
+        fetch(settings({"pid": ADA.pid("probe00")}), tmp_path / "file/cache")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "lab").write_text("in the way")
+    with pytest.raises(WriteError, match=r"cannot be written .*; point `cache_dir`"):
+        fetch(settings({"pid": ADA.pid("probe00")}), cache)
+    assert not (cache / ".partial").exists()
 
 
 def test_a_log_gets_a_line_for_each_file(settings, tmp_path, capsys):
@@ -717,6 +747,8 @@ def test_what_a_local_folder_has_not_is_told(folder, tmp_path):
         message = told(IblMissingError, local(folder, choice), folder)
         assert re.match(r"(probe|session) [0-9a-f-]{36}: (is not in|has no files of probe)", message)
     (tmp_path / "empty").mkdir()
+    assert "there is no such folder" in told(IblMissingError, local(tmp_path / "no"), tmp_path / "no")
+    assert not (tmp_path / "no").exists()
     assert "no session is left" in told(IblMissingError, local(tmp_path / "empty"), tmp_path / "empty")
 
 

@@ -8,6 +8,7 @@ failure becomes one of our errors. Whether the files are whole is for :mod:`ctdb
 import contextlib
 import functools
 import http.client
+import json
 import os
 import socket
 import tempfile
@@ -210,28 +211,28 @@ def answers(what: str, url: str) -> Iterator[None]:
         yield
     except ALFError as error:
         raise IblMissingError(f"{what}: {' '.join(str(error).split())}; choose what is there") from None
+    except (requests.JSONDecodeError, json.JSONDecodeError):
+        raise _no_alyx(what, url) from None
     except (requests.HTTPError, urllib.error.HTTPError) as error:
-        status = error.code if isinstance(error, urllib.error.HTTPError) else getattr(error.response, "status_code", 0)
+        status = error.code if isinstance(error, urllib.error.HTTPError) else error.response.status_code
         raise _refusal(what, url, status) from None
-    except (
-        requests.RequestException,
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        slow = isinstance(error, TimeoutError | requests.Timeout) or isinstance(
-            getattr(error, "reason", None), TimeoutError
-        )
-        found = "nothing came in time" if slow else "it was refused or broke off"
-        remedy = "look to the network and the address, and run again: what is whole is kept"
-        raise IblAccessError(f"{what}: no connection to {url}: {found}; {remedy}") from None
+    except (requests.RequestException, urllib.error.URLError, http.client.HTTPException) as error:
+        slow = isinstance(error, requests.Timeout) or isinstance(getattr(error, "reason", None), TimeoutError)
+        raise _no_connection(what, url, slow) from None
+    except (ConnectionError, TimeoutError) as error:
+        raise _no_connection(what, url, isinstance(error, TimeoutError)) from None
     except OSError as error:
         raise write_error(error.filename or what, error) from None
-    except ValueError as error:
-        if "JSON" not in type(error).__name__:
-            raise
-        raise IblAccessError(f"{what}: {url} does not answer as an Alyx database does; correct `base_url`") from None
+
+
+def _no_connection(what: str, url: str, slow: bool) -> IblAccessError:
+    found = "nothing came in time" if slow else "it was refused or broke off"
+    remedy = "look to the network and the address, and run again: what is whole is kept"
+    return IblAccessError(f"{what}: no connection to {url}: {found}; {remedy}")
+
+
+def _no_alyx(what: str, url: str) -> IblAccessError:
+    return IblAccessError(f"{what}: {url} does not answer as an Alyx database does; correct `base_url`")
 
 
 def _refusal(what: str, url: str, status: int) -> IblError:
@@ -257,7 +258,9 @@ class _Client(AlyxClient):
             form = {"username": secrets["username"], "password": secrets["password"]}
             reply = requests.post(f"{self.base_url}/auth-token", data=form, timeout=self.timeout_s)
             reply.raise_for_status()
-            token = reply.json()["token"]
+            if not isinstance(answer := reply.json(), dict) or "token" not in answer:
+                raise _no_alyx("signing in", self.base_url)
+            token = answer["token"]
         self.authenticate(secrets["username"], token=token)
 
     def authenticate(self, username: str | None = None, token: str | None = None, **_: Any) -> None:

@@ -82,12 +82,16 @@ def fetch(settings: RecordingSettings, cache_dir: Path | str, manifest: Manifest
         If the disk is full or the folder cannot be written.
     """
     cache = Path(cache_dir)
+    local = not isinstance(settings, IblSettings)
+    if local and not cache.is_dir():
+        raise IblMissingError(f"{cache}: there is no such folder; correct `cache_dir`")
     if manifest is not None and all(_is_whole(cache / file.path, file) for s in manifest.sessions for file in s.files):
         print("all files of the manifest are in the cache folder and whole")
         return manifest
-    if not isinstance(settings, IblSettings):
+    if local:
         with _silence() as streams, archives(cache, remote=False) as opened:
             return _Fetch(settings, cache, None, opened, streams).run(None)
+    _make(cache)
     with lock(cache):
         staging = cache / STAGING
         try:
@@ -389,7 +393,7 @@ class _Fetch:
         md5 = md5_of(staged)
         if file.md5 not in (md5, None):
             raise _changed(file, staged, md5)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         os.replace(staged, path)
         return md5
 
@@ -437,6 +441,17 @@ def _silence() -> Iterator[_Streams]:
     streams = _Streams(sys.stdout, sys.stderr)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield streams
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = "" if os.access(folder, os.W_OK | os.X_OK) else "it is not writable for you"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        remedy = "point `cache_dir` (or CTDB_IBL_CACHE) to a folder that can be"
+        raise WriteError(f"{folder}: cannot be written ({found}); {remedy}")
 
 
 def _parts(file: Listed) -> list[str]:

@@ -85,6 +85,8 @@ class IblSettings(RecordingSettings):
     def _one_choice(self) -> "IblSettings":
         if sum(choice is not None for choice in (self.sessions, self.query, self.manifest)) != 1:
             raise ValueError("give one of `sessions`, `query` and `manifest`")
+        if self.manifest is not None and self.expect_md5:
+            raise ValueError("`expect_md5`: a manifest says itself what its files must be; leave it out")
         if "@" in self.base_url + self.data_url:  # told without the address, which an error of the key would repeat
             raise ValueError(
                 "credentials do not belong in an address of the configuration; set ALYX_TOKEN, or ALYX_LOGIN and "
