@@ -27,6 +27,14 @@ SORTED = (
 )
 WHEEL = ("alf/_ibl_wheel.position.npy", "alf/_ibl_wheel.timestamps.npy")
 
+OTHERS = (
+    "alf/probes.description.json",
+    "alf/licks.times.npy",
+    "alf/probe00/electrodeSites.mlapdv.npy",
+    "raw/probe.txt",
+)
+"""Files that real sessions have and that nobody asks for."""
+
 
 def name_id(name: str) -> str:
     return str(uuid.UUID(bytes=hashlib.sha256(name.encode()).digest()[:16], version=4))
@@ -40,7 +48,7 @@ class Session:
         self.probes = probes or {"probe00": {"pykilosort": (REVISION,)}}
         self.eid = name_id(self.folder)
         self.default = max(trials)
-        places = list(WHEEL)
+        places = [*WHEEL, *OTHERS]
         places += [f"alf/{f'#{revision}#/' if revision else ''}_ibl_trials.table.pqt" for revision in trials]
         for probe, sorters in self.probes.items():
             for sorter, revisions in sorters.items():

@@ -126,8 +126,8 @@ class _Fetch:
         else:
             sessions = self._all(sorted(self._wanted().items()), self._chosen, lambda choice: choice[0])
             self._refuse_unknown_pins([file.path for session in sessions for file in session.files])
-        self.progress = _Progress([file for session in sessions for file in session.files], self.streams)
         self._refuse_full_disk(sessions)
+        self.progress = _Progress([file for session in sessions for file in session.files], self.streams)
         try:
             whole = self._all(sessions, self._session, lambda session: session.listing.eid)
         finally:
@@ -222,7 +222,8 @@ class _Fetch:
         eid, probes = choice
         archive = self._archive(eid)
         listing = archive.listing(eid)
-        there = sorted({p[1] for p in map(_parts, listing.files) if p[0] == "alf" and p[1].startswith("probe")})
+        folders = (file.collection.split("/") for file in listing.files)
+        there = sorted({p[1] for p in folders if p[0] == "alf" and len(p) > 2 and p[1].startswith("probe")})
         if probes is None:
             known = {probe.name: probe for probe in archive.probes(eid)}
             probes = known or {name: Probe(pid="", name=name) for name in there}
@@ -240,7 +241,8 @@ class _Fetch:
         collection = f"alf/{probe}/{sorter}"
         found = _versions(listing, collection, dataset)
         if not any(file.collection == collection for file in listing.files):
-            sorters = sorted({p[2] for p in map(_parts, listing.files) if p[:2] == ["alf", probe] and len(p) > 3})
+            folders = (file.collection.split("/") for file in listing.files)
+            sorters = sorted({p[2] for p in folders if p[:2] == ["alf", probe] and len(p) > 2})
             raise IblMissingError(
                 f"session {listing.eid}: probe {probe!r} was not sorted by {sorter!r}, but by {sorters}; set `sorter`"
             )
@@ -452,10 +454,6 @@ def _make(folder: Path) -> None:
     if found:
         remedy = "point `cache_dir` (or CTDB_IBL_CACHE) to a folder that can be"
         raise WriteError(f"{folder}: cannot be written ({found}); {remedy}")
-
-
-def _parts(file: Listed) -> list[str]:
-    return [*file.collection.split("/"), file.dataset]
 
 
 def _versions(listing: Listing, collection: str, dataset: str) -> dict[str, Listed]:
