@@ -684,6 +684,16 @@ def test_a_file_of_the_manifest_that_is_gone_is_told_by_its_id(settings, tmp_pat
     assert f"the file {identity} of the manifest is not in" in message
 
 
+def test_a_file_of_the_manifest_that_lies_elsewhere_now_is_refused(settings, tmp_path, known, monkeypatch):
+    place, identity = SPIKES + ".npy", ADA.id(SPIKES + ".npy")
+    moved = place.replace(REVISION, "2026-01-01")
+    monkeypatch.setitem(ADA.files, moved, ADA.files[place])
+    monkeypatch.delitem(ADA.files, place)
+    monkeypatch.setattr(ADA, "id", lambda of: identity if of == moved else Session.id(ADA, of))
+    with pytest.raises(IblMissingError, match=f"the file {identity} of the manifest is not in"):
+        fetch(settings(manifest="known.json"), tmp_path / "ours", known)
+
+
 # A folder of ONE
 
 
