@@ -377,6 +377,22 @@ def test_a_server_that_is_not_there_fails_or_is_no_alyx_is_told(server, settings
     assert "does not answer as an Alyx database does; correct `base_url`" in message
 
 
+def test_a_query_that_alyx_does_not_understand_and_an_address_without_a_login_are_told(
+    server, settings, tmp_path, monkeypatch
+):
+    server.faults["/insertions"] = "400"
+    message = failing(IblMissingError, tmp_path / "cache", settings(query={"tag": "release"}), leaves=0)
+    assert message == f"the query: {server.url} does not understand it (400); correct it"
+    monkeypatch.delenv("ALYX_TOKEN")
+    monkeypatch.setenv("ALYX_LOGIN", LOGIN)
+    monkeypatch.setenv("ALYX_PASSWORD", PASSWORD)
+    reply = requests.Response()
+    reply.status_code = 404
+    monkeypatch.setattr(requests, "post", lambda *_, **__: reply)
+    message = failing(IblAccessError, tmp_path / "cache", settings({"eid": ADA.eid}), leaves=0)
+    assert "does not answer as an Alyx database does" in message
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}"])
 def test_an_address_that_takes_a_login_but_is_no_alyx_is_told(answer, settings, tmp_path, monkeypatch):
     monkeypatch.delenv("ALYX_TOKEN")
@@ -420,6 +436,10 @@ def test_a_file_that_the_server_has_not_is_told(server, settings, tmp_path):
     server.faults[SPIKES] = "404"
     message = failing(IblMissingError, tmp_path / "cache", settings({"pid": ADA.pid("probe00")}))
     assert message.startswith(f"{ADA.folder}/{SPIKES}.npy: is not on the server")
+    server.faults[SPIKES] = "403"
+    message = failing(IblAccessError, tmp_path / "cache", settings({"pid": ADA.pid("probe00")}))
+    assert "failed (403)" in message
+    assert "credentials" not in message
     server.faults[SPIKES] = "503"
     assert "failed (503)" in failing(IblAccessError, tmp_path / "cache", settings({"pid": ADA.pid("probe00")}))
 
@@ -437,7 +457,7 @@ def test_a_connection_that_is_cut_once_is_tried_again_and_one_that_always_is_fai
     assert sum("spikes.times" in path for path in server.downloads()) == 5
 
 
-def test_a_slow_server_is_waited_for_and_one_that_hangs_is_not(server, settings, tmp_path):
+def test_a_slow_server_is_waited_for_and_one_that_hangs_is_not(server, settings, tmp_path, monkeypatch):
     choice = {"pid": ADA.pid("probe00")}
     server.faults[SPIKES] = "slow"
     fetch(settings(choice, timeout_s=0.3), tmp_path / "cache")
@@ -446,6 +466,7 @@ def test_a_slow_server_is_waited_for_and_one_that_hangs_is_not(server, settings,
     message = failing(IblAccessError, tmp_path / "other", settings(choice, timeout_s=0.3))
     assert "nothing came in time" in message
     server.faults[SPIKES] = "once hang"
+    monkeypatch.setattr(fetching, "N_ATTEMPTS", 2)  # the part that came is not taken for the file
     fetch(settings(choice, timeout_s=0.3), tmp_path / "other")
     assert files_in(tmp_path / "other") == expected_files(ADA, "probe00")
 
@@ -486,7 +507,8 @@ def test_a_damaged_file_is_downloaded_again(damage, server, settings, tmp_path):
     assert len(server.downloads()) == 1
 
 
-def test_what_a_killed_run_left_is_removed(settings, tmp_path):
+def test_what_a_killed_run_left_is_removed(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "N_ATTEMPTS", 1)
     cache = tmp_path / "cache"
     left = cache / ".partial" / ADA.folder / f"alf/probe00/pykilosort/#{REVISION}#"
     left.mkdir(parents=True)
@@ -759,7 +781,11 @@ def test_what_a_local_folder_has_not_is_told(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "there is no such folder" in told(IblMissingError, local(tmp_path / "no"), tmp_path / "no")
     assert not (tmp_path / "no").exists()
-    assert "no session is left" in told(IblMissingError, local(tmp_path / "empty"), tmp_path / "empty")
+    message = told(IblAccessError, local(tmp_path / "empty"), tmp_path / "empty")
+    assert "has no tables of ONE (sessions.pqt, datasets.pqt); make them" in message
+    for table in ("sessions", "datasets"):
+        (tmp_path / f"empty/{table}.pqt").write_bytes(b"half a table")
+    assert "cannot be read; make them" in told(IblAccessError, local(tmp_path / "empty"), tmp_path / "empty")
 
 
 def test_what_is_skipped_of_a_local_folder_names_no_path(folder, tmp_path):

@@ -33,6 +33,10 @@ from ctdb.datasets.ibl.recording import OPEN_FILES, OPENALYX, Query
 from ctdb.errors import IblAccessError, IblError, IblMissingError
 from ctdb.files import write_error
 
+SIGNING_IN = "signing in"
+TABLES = ("sessions.pqt", "datasets.pqt")
+MAKE_TABLES = "make them: `one.alf.cache.make_parquet_db(folder, hash_files=True)`"
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -71,9 +75,13 @@ class Archive:
 
     def __init__(self, client: AlyxClient, remote: bool):
         self.url = client.base_url if remote else "the folder"  # no path: what is told may end in a manifest
-        with self._answers("opening the tables of ONE"):
-            mode = "remote" if remote else "local"
+        mode = "remote" if remote else "local"
+        if not remote and not all((client.cache_dir / name).is_file() for name in TABLES):
+            raise IblAccessError(f"{client.cache_dir}: has no tables of ONE ({', '.join(TABLES)}); {MAKE_TABLES}")
+        try:
             self._one = OneAlyx(base_url=client.base_url, cache_dir=client.cache_dir, mode=mode, silent=True)
+        except (ValueError, KeyError, OSError):
+            raise IblAccessError(f"{client.cache_dir}: a table (*.pqt) cannot be read; {MAKE_TABLES}") from None
         self._one._web_client = client  # one that is signed in
 
     def probe(self, pid: str) -> tuple[str, str]:
@@ -186,7 +194,7 @@ def archives(
     secrets = _credentials(base_url) if remote else {}
     with _private_home(), warnings.catch_warnings(), _default_timeout(timeout_s):
         warnings.simplefilter("ignore")
-        with answers("signing in", base_url):
+        with answers(SIGNING_IN, base_url):
             one.params.setup(client=base_url, silent=True, cache_dir=folder)
             one.params.save(one.params.get(base_url, silent=True).set("HTTP_DATA_SERVER", data_url), base_url)
             client = _Client(base_url=base_url, cache_dir=folder, silent=True, cache_rest=None)
@@ -213,9 +221,10 @@ def answers(what: str, url: str) -> Iterator[None]:
         raise IblMissingError(f"{what}: {' '.join(str(error).split())}; choose what is there") from None
     except (requests.JSONDecodeError, json.JSONDecodeError):
         raise _no_alyx(what, url) from None
-    except (requests.HTTPError, urllib.error.HTTPError) as error:
-        status = error.code if isinstance(error, urllib.error.HTTPError) else error.response.status_code
-        raise _refusal(what, url, status) from None
+    except requests.HTTPError as error:
+        raise _refusal(what, url, error.response.status_code) from None
+    except urllib.error.HTTPError as error:
+        raise _failure(what, url, error.code) from None
     except (requests.RequestException, urllib.error.URLError, http.client.HTTPException) as error:
         slow = isinstance(error, requests.Timeout) or isinstance(getattr(error, "reason", None), TimeoutError)
         raise _no_connection(what, url, slow) from None
@@ -236,13 +245,23 @@ def _no_alyx(what: str, url: str) -> IblAccessError:
 
 
 def _refusal(what: str, url: str, status: int) -> IblError:
-    if status == 404:
-        return IblMissingError(f"{what}: is not on the server of {url} (404); correct the id, or choose what is there")
-    if status in (400, 401, 403):
+    """What a status of the database means."""
+    if status in (401, 403) or (what, status) == (SIGNING_IN, 400):
         return IblAccessError(
             f"{what}: {url} does not accept the credentials ({status}); set ALYX_TOKEN to the token shown at {url}/me, "
             "or ALYX_LOGIN and ALYX_PASSWORD"
         )
+    if (what, status) == (SIGNING_IN, 404):
+        return _no_alyx(what, url)
+    if status == 400:
+        return IblMissingError(f"{what}: {url} does not understand it (400); correct it")
+    return _failure(what, url, status)
+
+
+def _failure(what: str, url: str, status: int) -> IblError:
+    """What a status of a server of files means."""
+    if status == 404:
+        return IblMissingError(f"{what}: is not on the server of {url} (404); correct the id, or choose what is there")
     return IblAccessError(f"{what}: the server of {url} failed ({status}); run again later: what is whole is kept")
 
 
@@ -259,7 +278,7 @@ class _Client(AlyxClient):
             reply = requests.post(f"{self.base_url}/auth-token", data=form, timeout=self.timeout_s)
             reply.raise_for_status()
             if not isinstance(answer := reply.json(), dict) or "token" not in answer:
-                raise _no_alyx("signing in", self.base_url)
+                raise _no_alyx(SIGNING_IN, self.base_url)
             token = answer["token"]
         self.authenticate(secrets["username"], token=token)
 
