@@ -17,7 +17,7 @@ import alyx
 from alyx import LOGIN, PASSWORD, REVISION, SECRETS, TOKEN, Session, serving, write_cache
 from ctdb.datasets.ibl import fetch as fetching
 from ctdb.datasets.ibl.fetch import fetch
-from ctdb.datasets.ibl.manifest import read_manifest, write_manifest
+from ctdb.datasets.ibl.manifest import Skipped, read_manifest, write_manifest
 from ctdb.datasets.ibl.recording import IblLocalSettings, IblSettings
 from ctdb.errors import (
     IblAccessError,
@@ -160,6 +160,14 @@ def test_sessions_stand_in_the_order_of_their_names_and_two_runs_write_the_same_
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert [session.subject for session in read_manifest(tmp_path / "a.json").sessions] == ["ada", "bob", "cat"]
     assert str(tmp_path) not in (tmp_path / "a.json").read_text()
+
+
+def test_sessions_stand_in_the_order_of_subject_and_number_not_of_their_ids(tmp_path):
+    sessions = [Session(subject, number) for subject in ("x", "y", "z") for number in (2, 9, 10)]
+    assert sorted(sessions, key=lambda session: session.eid) != sessions
+    write_cache(tmp_path, sessions)
+    manifest = fetch(local(tmp_path), tmp_path)
+    assert [session.eid for session in manifest.sessions] == [session.eid for session in sessions]
 
 
 def test_a_login_with_a_password_does_as_well(server, settings, tmp_path, monkeypatch):
@@ -659,6 +667,7 @@ def known(settings, tmp_path):
 
 
 def test_a_manifest_is_all_it_takes_to_get_the_same_files(server, settings, tmp_path, known):
+    known = known.model_copy(update={"skipped": [Skipped(session=BOB.eid, error="missing", reason="it was not there")]})
     CAT.default = "2026-01-01"
     try:
         again = fetch(settings(manifest="known.json"), tmp_path / "ours", known)
