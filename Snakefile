@@ -28,6 +28,11 @@ rule networks:
         NETWORK_FILES,
 
 
+rule recordings:
+    input:
+        RECORDING_FILES,
+
+
 rule datasets:
     input:
         DATASET_FILES,
@@ -54,6 +59,7 @@ rule figures:
 
 
 include: "workflow/rules/networks.smk"
+include: "workflow/rules/recordings.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/fits.smk"
 include: "workflow/rules/dynamics.smk"

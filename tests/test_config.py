@@ -360,7 +360,7 @@ def test_data_paths_expand_the_environment(monkeypatch):
     monkeypatch.setenv("CTDB_DATA", "/data")
     assert data_path("$CTDB_DATA/a.h5") == Path("/data/a.h5")
     monkeypatch.delenv("CTDB_DATA")
-    assert data_path("${CTDB_DATA}/a.h5") == Path(config.DEFAULT_DATA) / "a.h5"
+    assert data_path("${CTDB_DATA}/a.h5") == Path(config.DEFAULT_FOLDERS["CTDB_DATA"]) / "a.h5"
     assert data_path("~/a.h5") == Path.home() / "a.h5"
 
 

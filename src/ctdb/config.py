@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from ctdb.datasets.ibl.recording import RECORDINGS
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError, WriteError, nearest
 from ctdb.figures import FIGURES
@@ -33,8 +34,8 @@ from ctdb.tasks import TASKS
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 SWEEP_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
-DEFAULT_DATA = "../shared/data"
-"""Stands for ``$CTDB_DATA`` in a path where the environment does not set it."""
+DEFAULT_FOLDERS = {"CTDB_DATA": "../shared/data", "CTDB_IBL_CACHE": "../ibl_cache"}
+"""Stand for these variables in a path where the environment does not set them."""
 
 
 class FitsEntry(Settings):
@@ -68,6 +69,7 @@ class Layout(Settings):
     results: str = "results"
     tasks: dict[str, dict[str, Any]] = {}
     networks: dict[str, dict[str, Any]] = {}
+    recordings: dict[str, dict[str, Any]] = {}
     datasets: dict[str, dict[str, Any]]
     models: dict[str, dict[str, Any]]
     fits: NonEmpty[FitsEntry]
@@ -89,10 +91,10 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
 
     Returns
     -------
-    The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
-    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`,
-    dataset to its analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and how to `install`
-    them; and `modules`, section to kind to the module that defines it.
+    The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
+    and `figures` (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and
+    `also`; `dynamics`, dataset to its analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and
+    how to `install` them; and `modules`, section to kind to the module that defines it.
 
     Raises
     ------
@@ -120,9 +122,10 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
 
 
 def data_path(path: str) -> Path:
-    """Path of a user's file, with ``~`` and environment variables expanded; ``$CTDB_DATA`` has a default."""
-    if "CTDB_DATA" not in os.environ:
-        path = path.replace("${CTDB_DATA}", DEFAULT_DATA).replace("$CTDB_DATA", DEFAULT_DATA)
+    """Path of a user's file or folder, with ``~`` and environment variables expanded; some of these have defaults."""
+    for variable, folder in DEFAULT_FOLDERS.items():
+        if variable not in os.environ:
+            path = path.replace(f"${{{variable}}}", folder).replace(f"${variable}", folder)
     return Path(os.path.expandvars(path)).expanduser()
 
 
@@ -147,7 +150,7 @@ class _Checker:
         layout = self._validate(Layout, self.raw, "")
         self._give_up_if_wrong()
         results = self._results(layout.results)
-        for section in ("tasks", "networks", "datasets", "models", "figures"):
+        for section in ("tasks", "networks", "recordings", "datasets", "models", "figures"):
             self._distinct(section, getattr(layout, section))
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         for name, task in tasks.items():
@@ -163,6 +166,7 @@ class _Checker:
             self._known("task", task, layout.tasks, f"networks.{name}.task")
             if name in networks:
                 networks[name]["task"] = task
+        recordings = self._recordings(layout.recordings)
         datasets = self._datasets(layout, tasks)
         models = self._kinds("models", layout.models, MODELS)
         figures = self._kinds("figures", layout.figures, FIGURES)
@@ -194,6 +198,7 @@ class _Checker:
             "results": results,
             "tasks": tasks,
             "networks": networks,
+            "recordings": recordings,
             "datasets": datasets,
             "models": models,
             "fits": fits,
@@ -257,6 +262,17 @@ class _Checker:
                     checked[name] = settings.model_dump()
         return checked
 
+    def _recordings(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Settings of recordings, each checked by its kind, with defaults filled in."""
+        checked = {}
+        for name, entry in entries.items():
+            where = f"recordings.{name}"
+            if self._good_name(name, where) and self._known("kind", entry.get("kind"), RECORDINGS, f"{where}.kind"):
+                settings = self._validate(RECORDINGS[entry["kind"]], entry, where)
+                if settings is not None:
+                    checked[name] = settings.model_dump()
+        return checked
+
     def _datasets(self, layout: Layout, tasks: Mapping[str, Any]) -> dict[str, Any]:
         """Datasets: their `settings`, their `sources`, and whether their absence is excused (`optional`)."""
         checked = {}
@@ -269,6 +285,8 @@ class _Checker:
                 if what == "activity":
                     self._activity(names, layout.networks, tasks, where)
                     self._behavior(settings, tasks.get(layout.networks.get(names[0], {}).get("task")), where)
+                elif what == "recording":
+                    self._known("recording", names[0], layout.recordings, f"{where}.recording")
                 elif what == "dataset":
                     key = "dataset" if "dataset" in settings else f"datasets[{index}]"
                     if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):

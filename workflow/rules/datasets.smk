@@ -13,6 +13,7 @@ rule dataset:
     priority: 1
     params:
         settings=dataset_settings,
+        folders=recording_folders,
         code=lambda wildcards: code(
             "dataset.py", MODULES["datasets"][PLAN["datasets"][wildcards.dataset]["settings"]["kind"]]
         ),
