@@ -275,7 +275,6 @@ SYNTHETIC = CONFIG.replace(
 
 
 def test_a_synthetic_recording_is_made_and_fetched_like_a_real_one(tmp_path):
-    pytest.importorskip("ctdb.datasets.ibl.synthetic")
     made = {}
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
