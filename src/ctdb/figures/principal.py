@@ -10,6 +10,9 @@ from matplotlib.axes import Axes
 from ctdb.datasets import SpikeDataset, Split
 from ctdb.errors import DatasetError
 
+MARGIN = 0.08
+"""Of a panel around what is drawn in it, as a share of that."""
+
 
 @dataclass(frozen=True)
 class PrincipalSpace:
@@ -53,7 +56,7 @@ class PrincipalSpace:
         if len(self.share) == 3:
             ax.set_box_aspect((1, 1, 1), zoom=0.95)
         for letter, label, (low, high) in zip("xyz", self.labels, limits, strict=False):
-            margin = 0.08 * (high - low)
+            margin = MARGIN * (high - low)
             getattr(ax, f"set_{letter}lim")(low - margin, high + margin)
             getattr(ax, f"set_{letter}label")(label, labelpad=-14 if len(self.share) == 3 else None)
             if not label.startswith("time"):
@@ -64,9 +67,7 @@ def principal_space(dataset: SpikeDataset, name: str, figure: str) -> PrincipalS
     """Principal components of a dataset's true states; raises DatasetError, in the figure's name, without such."""
     train = dataset["train"]
     if train.latents is None:
-        raise DatasetError(
-            f"dataset {name!r} has no true latents, which figure `{figure}` needs; draw another dataset"
-        )
+        raise DatasetError(f"dataset {name!r} has no true latents, which figure `{figure}` needs; draw another dataset")
     states = train.latents[valid_bins(train)].astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(states.T).reshape(states.shape[1], -1))
     vectors = vectors[:, ::-1][:, :3]
