@@ -118,7 +118,7 @@ def _draw_matrix(canvas: Canvas, ax: Axes, found: Comparison, floor: np.ndarray 
                 )
                 ax.add_patch(frame)
     names = [found.names[i] for i in shown]
-    ax.set_yticks(range(n), names, fontsize=min(6.0, 300 / n))
+    ax.set_yticks(range(n), names, fontsize=min(6.0, 260 / n))
     if n <= NUMBERED:
         ax.set_xticks(range(n), names, rotation=90)
     else:
@@ -134,7 +134,8 @@ def _draw_matrix(canvas: Canvas, ax: Axes, found: Comparison, floor: np.ndarray 
             lines["null of truth"] = float(np.quantile(found.null[found.names.index(TRUTH)], LEVEL))
         for label, at in lines.items():
             bar.ax.axhline(at, color=TRUTH_COLOUR, lw=0.8)
-            bar.ax.text(-0.3, at, label, transform=bar.ax.get_yaxis_transform(), ha="right", va="center", fontsize=5)
+            place = {"transform": bar.ax.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 5}
+            bar.ax.text(-0.3, at, label, **place)
 
 
 def _draw_map(ax: Axes, found: Comparison, points: np.ndarray, shown: list[int], few: bool) -> None:
@@ -152,5 +153,7 @@ def _draw_map(ax: Axes, found: Comparison, points: np.ndarray, shown: list[int],
     ax.set_xlabel(f"dimension 1 ({unit})")
     ax.set_ylabel("dimension 2")
     ax.set_aspect("equal", adjustable="datalim")
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
-    ax.legend(**place if few else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)})
+    if few:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    else:
+        ax.figure.legend(loc="outside lower center", ncols=3)
