@@ -116,7 +116,7 @@ def _draw(name: str, titles: Mapping[str, str], table: pd.DataFrame) -> Canvas:
         label = titles.get(source, source)
         told = source in drawn or label != source  # a title that says more than the name says why there is nothing
         lines.append(left.plot([], [], label=label if told else f"{label} (none)", **styles[source])[0])
-    lines.append(left.plot([], [], label="mean state, or neutral", **MEAN_STATE)[0])
+    lines.append(left.plot([], [], label="mean state; no growth", **MEAN_STATE)[0])
     canvas.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5))
     canvas.suptitle(f"{name}: forecasts and Lyapunov exponents", x=0.02, ha="left")
     return canvas

@@ -17,6 +17,7 @@ from ctdb.settings import NonEmpty
 
 COLUMNS = 4
 """Panels beside one another; further ones go below."""
+ANCHOR = {"color": "0.6", "lw": 0.7, "ls": "--"}
 
 
 class ScoreAgainstSettings(FigureSettings):
@@ -53,7 +54,7 @@ class ScoreAgainst(Figure):
         scores = scores[(scores["split"] == report_split(scores)) & scores["metric"].isin(settings.metrics)]
         anchors = scores[scores["role"].isin(["floor", "ceiling"])].set_index(["metric", "role"])["value"]
         table = _fits(scores[scores["role"] == "fit"], settings)
-        return _draw(settings, table, anchors), table
+        return _draw(settings, table, anchors), table.rename(columns={"x": settings.key})
 
 
 def _fits(scores: pd.DataFrame, settings: ScoreAgainstSettings) -> pd.DataFrame:
@@ -88,59 +89,53 @@ def _line(fits: pd.DataFrame, log_x: bool) -> dict[str, float]:
 def _draw(settings: ScoreAgainstSettings, table: pd.DataFrame, anchors: pd.Series) -> Canvas:
     n = len(settings.metrics)
     n_columns, n_rows = min(n, COLUMNS), -(-n // COLUMNS)
-    canvas = plt.figure(figsize=(WIDTH, 0.6 + 2.0 * n_rows), layout="constrained")
     colours = {others: f"C{number % 7}" for number, others in enumerate(sorted(set(table["others"])))}
+    canvas = plt.figure(figsize=(WIDTH, 0.8 + (1.8 + 0.1 * len(colours)) * n_rows), layout="constrained")
     for place, metric in enumerate(settings.metrics):
         ax = canvas.add_subplot(n_rows, n_columns, 1 + place)
+        ax.set_title(LABELS.get(metric, metric).replace("\n", " "), pad=4 + 8 * len(colours))
         rows = table[table["metric"] == metric]
-        _draw_metric(ax, rows, settings, {role: anchors.get((metric, role)) for role in ("floor", "ceiling")}, colours)
-        ax.set_title(LABELS.get(metric, metric).replace("\n", " "))
+        if rows.empty:
+            ax.text(0.5, 0.5, "no scores", transform=ax.transAxes, ha="center", color="0.35")
+            ax.set_axis_off()
+            continue
+        for role in ("floor", "ceiling"):
+            if np.isfinite(value := anchors.get((metric, role), np.nan)):
+                ax.axhline(value, **ANCHOR)
+        for line, (others, fits) in enumerate(rows.groupby("others")):
+            said = _draw_fits(ax, fits, settings.log_x, colours[others])
+            ax.annotate(
+                said, (0, 1), (0, 3 + 8 * line), "axes fraction", "offset points", fontsize=6, color=colours[others]
+            )
+        if settings.log_x:
+            ax.set_xscale("log")
+        values = sorted(set(rows["x"]))
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+        ax.margins(x=0.12, y=0.12)
         ax.set_xlabel(settings.key)
-    if list(colours) not in ([], [""]):
-        lines = [Line2D([], [], color=colour, marker="o", ms=3, label=others) for others, colour in colours.items()]
-        canvas.legend(handles=lines, loc="outside lower center", ncols=3)
+    lines = [Line2D([], [], label="floor and ceiling", **ANCHOR)]
+    style = {"marker": "o", "ms": 3, "mfc": "none"}
+    lines += [Line2D([], [], color=colour, label=others, **style) for others, colour in colours.items() if others]
+    canvas.legend(handles=lines, loc="outside lower center", ncols=3)
     canvas.suptitle(f"{settings.dataset}: {settings.model}, scores against {settings.key}", x=0.02, ha="left")
     return canvas
 
 
-def _draw_metric(
-    ax: Axes,
-    rows: pd.DataFrame,
-    settings: ScoreAgainstSettings,
-    anchors: Mapping[str, float | None],
-    colours: Mapping[str, str],
-) -> None:
-    if rows.empty:
-        ax.text(0.5, 0.5, "no scores", transform=ax.transAxes, ha="center", color="0.35")
-        ax.set_axis_off()
-        return
-    for role, value in anchors.items():
-        if value is not None and np.isfinite(value):
-            ax.axhline(value, color="0.6", lw=0.7, ls="--")
-            ax.text(
-                1, value, role, transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=5, color="0.4"
-            )
-    told = []
-    for others, group in rows.groupby("others"):
-        colour, good = colours[others], group[np.isfinite(group["value"])]
-        ax.plot(good["x"], good["value"], ls="none", marker="o", ms=3, mfc="none", mec=colour, mew=0.7)
-        mean = good.groupby("x")["value"].mean()
-        ax.plot(mean.index, mean, color=colour)
-        failed = group.loc[~np.isfinite(group["value"]), "x"]
-        ax.plot(failed, np.full(len(failed), 0.02), ls="none", marker="x", ms=4, color=colour, transform=ax.get_xaxis_transform())  # fmt: skip
-        slope, intercept, r = group.iloc[0][["slope", "intercept", "r"]]
-        if np.isfinite(r):
-            ends = np.array([good["x"].min(), good["x"].max()])
-            at = np.log10(ends) if settings.log_x else ends
-            ax.plot(ends, intercept + slope * at, color=colour, lw=0.7, ls=":")
-            told.append((f"r = {r:.2f}", colour))
-        if len(failed):
-            told.append((f"{len(good)} of {len(group)} fits", colour))
-    if settings.log_x:
-        ax.set_xscale("log")
-    values = sorted(set(rows["x"]))
-    ax.set_xticks(values, [f"{value:g}" for value in values], minor=False)
-    ax.minorticks_off()
-    ax.margins(x=0.12, y=0.12)
-    for line, (text, colour) in enumerate(told):
-        ax.text(0.03, 0.97 - 0.08 * line, text, transform=ax.transAxes, va="top", fontsize=6, color=colour)
+def _draw_fits(ax: Axes, fits: pd.DataFrame, log_x: bool, colour: str) -> str:
+    """Fits of one colour, and what is said of them: the correlation, and how many there are if not all."""
+    good, failed = fits[np.isfinite(fits["value"])], fits[~np.isfinite(fits["value"])]
+    ax.plot(good["x"], good["value"], ls="none", marker="o", ms=3, mfc="none", mec=colour, mew=0.7)
+    mean = good.groupby("x")["value"].mean()
+    ax.plot(mean.index, mean, color=colour)
+    bottom = {"transform": ax.get_xaxis_transform(), "ls": "none", "marker": "x", "ms": 4, "color": colour}
+    ax.plot(failed["x"], np.full(len(failed), 0.03), **bottom)
+    said = []
+    slope, intercept, r = fits[["slope", "intercept", "r"]].iloc[0]
+    if np.isfinite(r):
+        ends = np.array([good["x"].min(), good["x"].max()])
+        ax.plot(ends, intercept + slope * (np.log10(ends) if log_x else ends), color=colour, lw=0.7, ls=":")
+        said.append(f"r = {r:.2f}")
+    if len(failed):
+        said.append(f"{len(good)} of {len(fits)} fits")
+    return ", ".join(said)

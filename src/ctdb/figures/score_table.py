@@ -64,8 +64,9 @@ class ScoreTableSettings(FigureSettings):
 class ScoreTable(Figure):
     """One row per model, one column per metric; shade runs from the floor (light) to the ceiling (dark).
 
-    A cell holds the mean over seeds; below it the 95 % bootstrap interval over trials of a single seed, where the score
-    has one, or the lowest and highest of several seeds. ``n/N`` in a row's name says how many of its fits succeeded, where some did not.
+    A cell holds the mean over seeds; below it the 95 % bootstrap interval over trials of a single seed, if it has one,
+    or the lowest and highest of several seeds. ``n/N`` in a row's name says how many of its fits succeeded, where some
+    did not.
     """
 
     Settings = ScoreTableSettings
@@ -158,7 +159,7 @@ def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> 
 
 
 def _share(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
-    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has the anchors 0 and 1, and what has own units none."""
+    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has 0 and 1, own units no shade."""
     if metric in OWN_UNITS:
         return 0.0
     anchors = {
