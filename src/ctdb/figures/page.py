@@ -41,8 +41,10 @@ def page_of(name: str, shown: Portraits) -> str:
         f"{letter}axis": {"title": {"text": title}, "range": limit}
         for letter, title, limit in zip("xyz", titles, ranges, strict=False)
     }
+    headline = f"{name}: fixed points in the true states' principal components (a.u.)"
     canvas.update_layout(
-        title={"text": f"{name}: fixed points in the true states' principal components (a.u.)"},
+        title={"text": headline, "y": 0.98, "yanchor": "top"},
+        margin={"t": 100},  # the title, and below it the menu
         scene={"aspectmode": "cube", **axes},
         updatemenus=[{"buttons": choices, "x": 0.0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"}],
         legend={"itemsizing": "constant"},
@@ -65,7 +67,11 @@ def _traces(portrait: Portrait, truth: Portrait | None) -> list[go.Scatter3d]:
         here = portrait.at(label) & portrait.near
         if here.any():
             marker = {"symbol": symbol, "size": 6, "color": colours[label]}
-            style = {"marker": marker, "text": [_words(portrait, k) for k in np.flatnonzero(here)], "hoverinfo": "text"}
+            style = {
+                "marker": marker,
+                "text": [_words(portrait, k) for k in np.flatnonzero(here).tolist()],
+                "hoverinfo": "text",
+            }
             traces.append(_scatter(portrait.coordinates[here], label, mode="markers", **style))
     return traces
 

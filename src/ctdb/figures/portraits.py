@@ -35,7 +35,7 @@ class Portrait:
     name, title
         What it is called in the table, and over its panel.
     trajectories
-        Coordinates of some trials in the space of the figure.
+        Coordinates (bins, axes) of some trials in the space of the figure.
     points
         One row per fixed point: coordinates, stability, and what the search and the comparison say of it.
     found
@@ -48,7 +48,7 @@ class Portrait:
 
     name: str
     title: str
-    trajectories: list[Float[np.ndarray, "bins axes"]]
+    trajectories: list[np.ndarray]
     points: pd.DataFrame
     found: FixedPoints
     near: Bool[np.ndarray, " points"]
@@ -142,7 +142,7 @@ def _table(
     if "pairs" in facts:
         true, own = facts["pairs"].T
         partner[own], distance[own] = true, facts["distance"]
-    stable, index = found.stable.numpy(), found.index.numpy()
+    stable, index = found.stable.tolist(), found.index.tolist()
     largest, seconds, hertz = np.zeros((3, 0))
     if n:
         largest = found.eigenvalues.abs().numpy()[:, 0]
@@ -153,8 +153,8 @@ def _table(
             "point": np.arange(n),
             **{f"pc{axis + 1}": values for axis, values in enumerate(where.T)},
             "residual": found.residual.numpy(),
-            "stable": stable,
-            "index": index,
+            "stable": np.array(stable, bool),
+            "index": np.array(index, np.int64),
             "kind": found.kind,
             "eigenvalue_abs": largest,
             "time_constant_s": seconds,
@@ -172,4 +172,4 @@ def _label(stable: bool, index: int) -> str:
     """Key of :data:`COLOURS`."""
     if not index:
         return "stable" if stable else "marginal"
-    return list(COLOURS)[min(int(index), 3) + 1]
+    return list(COLOURS)[min(index, 3) + 1]
