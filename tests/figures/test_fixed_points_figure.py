@@ -261,7 +261,8 @@ def test_few_states_are_drawn_too(n_states, drawn):
     ((data, _),) = seen[0][2]["#d55e00", "^"]
     drawn_at = data[:, 1:] if n_states == 1 else data
     np.testing.assert_allclose(drawn_at, table[2:3][axes])
-    assert seen[0][3].get_xlabel() == ("time (s)" if n_states == 1 else "PC 1 (90%)")
+    share = pca(dataset).explained_variance_ratio_[0]
+    assert seen[0][3].get_xlabel() == ("time (s)" if n_states == 1 else f"PC 1 ({share:.0%})")
     assert len(page(figure.interactive(settings, files))["data"]) > 4
 
 

@@ -51,7 +51,7 @@ class Dsa(Figure):
         arrays, facts = read_hdf5(files["dsa", settings.dataset])
         names = [str(name) for name in facts["names"]]
         found = Comparison(tuple(names), arrays["distances"], arrays["null"], {"metric": str(facts["metric"])})
-        shown = [i for i in arrays["order"] if _is_shown(names[i], settings.models)]
+        shown = [i for i in arrays["order"].tolist() if _is_shown(names[i], settings.models)]
         table = _table(found, facts, sorted(shown))
         return _draw(settings.dataset, found, facts, arrays, shown), table
 

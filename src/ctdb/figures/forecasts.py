@@ -61,8 +61,8 @@ class Forecasts(Figure):
             fit = (settings.dataset, model, settings.seed)
             facts[model] = read_hdf5(files["dynamics", *fit])[0]
             titles[model] = fit_title(files["fit", *fit], model)
-        nothing = pd.DataFrame(columns=["panel", "source"])
-        table = pd.concat([nothing, *_errors(facts, bin_s), *_exponents(facts)], ignore_index=True)
+        tables = [*_errors(facts, bin_s), *_exponents(facts)]
+        table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["panel", "source"])
         return _draw(settings.dataset, titles, table), table
 
 

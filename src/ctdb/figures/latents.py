@@ -67,7 +67,7 @@ def _draw(
     n_axes = len(space.share)
     limits = limits_of(np.concatenate(shown["true states"]))
     if n_axes == 1:
-        limits = [(0, bin_s * max(map(len, shown["true states"]))), *limits]
+        limits = [(0.0, bin_s * max(map(len, shown["true states"]))), *limits]
     canvas = plt.figure(figsize=(WIDTH, 0.4 + WIDTH / max(3, len(shown))))
     panels = canvas.subplots(1, len(shown), squeeze=False, subplot_kw=space.projection)[0]
     canvas.subplots_adjust(left=0.03, right=0.97, bottom=0.04 if n_axes == 3 else 0.1, top=0.86, wspace=0.12)

@@ -67,11 +67,8 @@ def _traces(portrait: Portrait, truth: Portrait | None) -> list[go.Scatter3d]:
         here = portrait.at(label) & portrait.near
         if here.any():
             marker = {"symbol": symbol, "size": 6, "color": colours[label]}
-            style = {
-                "marker": marker,
-                "text": [_words(portrait, k) for k in np.flatnonzero(here).tolist()],
-                "hoverinfo": "text",
-            }
+            words = [_words(portrait, number) for number in np.flatnonzero(here).tolist()]
+            style = {"marker": marker, "text": words, "hoverinfo": "text"}
             traces.append(_scatter(portrait.coordinates[here], label, mode="markers", **style))
     return traces
 
