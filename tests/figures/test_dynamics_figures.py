@@ -204,7 +204,12 @@ def curves(canvas):
     lines = []
     for ax in (left, right):
         shown = [line for line in ax.lines if len(line.get_xdata()) > 2]
-        lines.append({(to_hex(line.get_color()), line.get_linestyle()): np.stack(line.get_data(), 1) for line in shown})
+        lines.append(
+            {
+                (to_hex(line.get_color()), line.get_linestyle()): np.stack(line.get_data(), 1).astype(float)
+                for line in shown
+            }
+        )
     bars = [segment for group in right.collections for segment in group.get_segments()]
     (legend,) = canvas.legends
     labels = {text.get_text(): (to_hex(line.get_color()), line.get_linestyle()) for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}  # fmt: skip
