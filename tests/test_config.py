@@ -225,7 +225,7 @@ def test_mistakes_in_figures_of_dynamics_and_sweeps_are_told(written, old, new, 
     ("key", "values", "expected"),
     [
         ("training.backend", "[eager, torch]", "figures.size.key: 'training.backend' takes 'eager', which is no number; sweep over numbers"),
-        ("initial_state_dropout", "[0, 0.5]", "figures.size.log_x: 'initial_state_dropout' takes 0, which has no logarithm; set false"),
+        ("initial_state_dropout", "[0, 0.5]", "figures.size.log_x: 'initial_state_dropout' takes 0, which has no logarithm; set it to false"),
     ],
 )  # fmt: skip
 def test_a_figure_against_what_its_axis_cannot_show_is_refused(written, key, values, expected):

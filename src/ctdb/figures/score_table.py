@@ -35,7 +35,7 @@ LABELS = {
     "fixed_point_index": "unstable\ndirections",
     "fixed_point_time_constants": "time\nconstants",
     "fixed_point_edges": "connections\nof points",
-    "lyapunov_max": "largest\nexponent (1/s)",
+    "lyapunov_max": "Lyapunov\nmax (1/s)",
     "kaplan_yorke_dimension": "Lyapunov\ndimension",
     "procrustes_similarity": "Procrustes\nsimilarity",
     "power_spectrum_skill": "power\nspectrum",
