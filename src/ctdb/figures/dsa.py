@@ -19,8 +19,8 @@ from ctdb.files import read_hdf5
 LEVEL = 0.95
 """Quantile of the distances between halves of one system that a pair must exceed to be different."""
 MARKERS = "osD^vPX"
-NUMBERED = 10
-"""Systems up to which distances stand in their cells, names below them, and the map beside them."""
+NUMBERED, BESIDE = 7, 15
+"""Systems up to which distances stand in their cells; and up to which names stand below and the map beside them."""
 
 
 class DsaFigureSettings(FigureSettings):
@@ -84,7 +84,7 @@ def _table(found: Comparison, facts: Mapping[str, object], shown: list[int]) -> 
 def _draw(
     name: str, found: Comparison, facts: Mapping[str, object], arrays: Mapping[str, np.ndarray], shown: list[int]
 ) -> Canvas:
-    few = len(shown) <= NUMBERED
+    few = len(shown) <= BESIDE
     canvas = plt.figure(figsize=(WIDTH, 3.4 if few else 9.0), layout="constrained")
     places = {"width_ratios": [1.25, 1]} if few else {"height_ratios": [2.2, 1]}
     left, right = canvas.subplots(*((1, 2) if few else (2, 1)), gridspec_kw=places)
@@ -119,7 +119,7 @@ def _draw_matrix(canvas: Canvas, ax: Axes, found: Comparison, floor: np.ndarray 
                 ax.add_patch(frame)
     names = [found.names[i] for i in shown]
     ax.set_yticks(range(n), names, fontsize=min(6.0, 260 / n))
-    if n <= NUMBERED:
+    if n <= BESIDE:
         ax.set_xticks(range(n), names, rotation=90)
     else:
         ax.set_xticks([])
