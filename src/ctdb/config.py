@@ -92,9 +92,10 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
-    and `figures` (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and
-    `also`; `dynamics`, dataset to its analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and
-    how to `install` them; and `modules`, section to kind to the module that defines it.
+    and `figures` (with what each `needs`, and whether it has an `interactive` page) with all defaults filled in;
+    `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
+    `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
+    that defines it.
 
     Raises
     ------
@@ -184,7 +185,13 @@ class _Checker:
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics", DYNAMICS_SCORES)
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
-            figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
+            self._figure_of_dynamics(name, settings, layout, fits)
+            self._figure_of_sweep(name, settings, fits)
+            figures[name] = {
+                "settings": settings,
+                "needs": [list(need) for need in needs],
+                "interactive": FIGURES[settings["kind"]].interactive is not None,
+            }
         self._give_up_if_wrong()
         registries = {
             "tasks": TASKS,
@@ -248,6 +255,42 @@ class _Checker:
         if settings["session"] not in (sessions or [""]):
             expected = f"one of {sessions}" if sessions else "none: the dataset is one session"
             self.problems.append(f"figures.{figure}.session: is {settings['session']!r}; expected {expected}")
+
+    def _figure_of_dynamics(
+        self, figure: str, settings: Mapping[str, Any], layout: Layout, fits: list[dict[str, Any]]
+    ) -> None:
+        """Refuse scores of dynamics that are not analysed, and systems that are not among those compared."""
+        dataset = settings.get("dataset")
+        for index, metric in enumerate(layout.figures[figure].get("metrics", [])):
+            if metric in DYNAMICS_SCORES and dataset in layout.datasets and dataset not in layout.dynamics:
+                where = f"figures.{figure}.metrics[{index}]"
+                self.problems.append(f"{where}: {metric!r} needs `dynamics.{dataset}`, which is not there; add it")
+        if settings["kind"] == "dsa":
+            fitted = {fit["model"] for fit in fits if fit["dataset"] == dataset}
+            for index, model in enumerate(settings["models"]):
+                self._known(f"model fitted to {dataset!r}", model, fitted, f"figures.{figure}.models[{index}]")
+
+    def _figure_of_sweep(self, figure: str, settings: Mapping[str, Any], fits: list[dict[str, Any]]) -> None:
+        """Refuse a figure against a setting that is not swept, or over no numbers that its axis can show."""
+        if "key" not in settings:
+            return
+        dataset, model, key = settings["dataset"], settings["model"], settings["key"]
+        sweeps: dict[str, list[dict[str, Any]]] = {}
+        for fit in fits:
+            if fit["dataset"] == dataset and (point := json.loads(fit["sweep"])):
+                sweeps.setdefault(fit["model"].partition("@")[0], []).append(point)
+        where = f"figures.{figure}"
+        if not self._known(f"model swept on {dataset!r}", model, sweeps, f"{where}.model"):
+            return
+        if not self._known(f"setting swept in {model!r}", key, set().union(*sweeps[model]), f"{where}.key"):
+            return
+        values = [point[key] for point in sweeps[model] if key in point]
+        if odd := [value for value in values if isinstance(value, bool | str)]:
+            self.problems.append(f"{where}.key: {key!r} takes {odd[0]!r}, which is no number; sweep over numbers")
+        elif settings["log_x"] and min(values) <= 0:
+            self.problems.append(
+                f"{where}.log_x: {key!r} takes {min(values):g}, which has no logarithm; set it to false"
+            )
 
     def _kinds(self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry) -> dict[str, Any]:
         """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
