@@ -227,7 +227,7 @@ def test_what_has_no_points_says_why(drawn):
 
 def test_points_of_a_fit_far_from_the_true_states_are_counted_instead(drawn):
     facts = {"to_true_weights": np.eye(4), "to_true_offset": np.zeros(4)}
-    found = np.concatenate([X[:2], X[2:3] + 500.0])
+    found = np.concatenate([X[:2], X[2:3] + 30.0])
     _, table, seen, (figure, settings, files) = drawn(points(X, KINDS), {"sae": (points(found, ["stable"] * 3), facts)}, show=panels)  # fmt: skip
     (_, texts, lines, ax), (*_, below, _) = seen[2:]
     assert texts == ["1 of 3 points farther off"]
