@@ -174,6 +174,10 @@ def test_points_trajectories_and_all_eigenvalues_are_drawn_by_stability(drawn):
     fits = {"sae": (points(FOUND, ["stable", "one", "two"]), FACTS)}
     dataset, table, seen, _ = drawn(points(X, KINDS), fits, show=panels, n_trials=3)
     assert [title for title, *_ in seen] == ["truth", "", "sae", ""]
+    train = dataset["train"].latents.reshape(-1, 4).astype(float)
+    shares = PCA(4).fit(train).explained_variance_ratio_
+    assert seen[0][3].get_xlabel() == f"PC 1 ({shares[0]:.0%})"
+    assert seen[0][3].get_zlabel() == f"PC 3 ({shares[2]:.0%})"
     (_, _, above, _), (_, _, below, _), (_, _, of_fit, _), (_, _, of_fit_below, _) = seen
     markers = {"stable": "o", "stable focus": "o", "marginal": "D", "one": "^", "two": "s", "three": "*", "four": "*"}
     places = table[table["source"] == "truth"][["pc1", "pc2", "pc3"]].to_numpy()
