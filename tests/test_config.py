@@ -199,6 +199,8 @@ def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(wr
     assert ["dynamics", "spikes", "linear", 0] in figures["ahead"]["needs"]
     assert {name for name, figure in figures.items() if figure["interactive"]} == {"points"}
     assert all(figure["interactive"] in (True, False) for figure in figures.values())
+    plain = ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: [rate_r2]}")
+    assert load(written(plain))["figures"]["table"]["settings"]["metrics"] == ["rate_r2"]  # without dynamics
 
 
 @pytest.mark.parametrize(

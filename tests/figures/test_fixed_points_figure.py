@@ -174,6 +174,10 @@ def test_points_trajectories_and_all_eigenvalues_are_drawn_by_stability(drawn):
     fits = {"sae": (points(FOUND, ["stable", "one", "two"]), FACTS)}
     dataset, table, seen, _ = drawn(points(X, KINDS), fits, show=panels, n_trials=3)
     assert [title for title, *_ in seen] == ["truth", "", "sae", ""]
+    train = dataset["train"].latents.reshape(-1, 4).astype(float)
+    shares = PCA(4).fit(train).explained_variance_ratio_
+    assert seen[0][3].get_xlabel() == f"PC 1 ({shares[0]:.0%})"
+    assert seen[0][3].get_zlabel() == f"PC 3 ({shares[2]:.0%})"
     (_, _, above, _), (_, _, below, _), (_, _, of_fit, _), (_, _, of_fit_below, _) = seen
     markers = {"stable": "o", "stable focus": "o", "marginal": "D", "one": "^", "two": "s", "three": "*", "four": "*"}
     places = table[table["source"] == "truth"][["pc1", "pc2", "pc3"]].to_numpy()
@@ -227,7 +231,7 @@ def test_what_has_no_points_says_why(drawn):
 
 def test_points_of_a_fit_far_from_the_true_states_are_counted_instead(drawn):
     facts = {"to_true_weights": np.eye(4), "to_true_offset": np.zeros(4)}
-    found = np.concatenate([X[:2], X[2:3] + 500.0])
+    found = np.concatenate([X[:2], X[2:3] + 30.0])
     _, table, seen, (figure, settings, files) = drawn(points(X, KINDS), {"sae": (points(found, ["stable"] * 3), facts)}, show=panels)  # fmt: skip
     (_, texts, lines, ax), (*_, below, _) = seen[2:]
     assert texts == ["1 of 3 points farther off"]
