@@ -412,6 +412,12 @@ def test_numbers_in_exponent_form_are_numbers(written):
     assert load(written(("1e-3", "2e-4")))["models"]["sae"]["training"]["learning_rate"] == 2e-4
 
 
+def test_an_id_that_begins_like_a_number_is_text(written):
+    recording = "recordings:\n  site: {kind: ibl, sessions: [{pid: 94e948c1-f7be-4868-893a-f7cd2df3313e}]}\ndatasets:"
+    plan = load(written(("datasets:", recording)))
+    assert plan["recordings"]["site"]["sessions"][0]["pid"] == "94e948c1-f7be-4868-893a-f7cd2df3313e"
+
+
 def test_an_absent_file_is_told(tmp_path):
     assert "No such file" in problem(tmp_path / "nowhere.yaml")
 
