@@ -9,12 +9,14 @@ import yaml
 
 from ctdb import config
 from ctdb.config import FitsEntry, data_path, load
+from ctdb.datasets.ibl.recording import RECORDINGS
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError
 from ctdb.figures import FIGURES
 from ctdb.models import MODELS
 from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
+from ctdb.settings import DynamicsSettings
 from ctdb.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -482,7 +484,8 @@ def keys_of(settings) -> dict[str, object]:
 
 def all_settings() -> list:
     registries = (TASKS, NETWORKS, DATASETS, MODELS, FIGURES)
-    return [*(registry[kind].Settings for registry in registries for kind in registry.modules), FitsEntry]
+    of_kinds = [registry[kind].Settings for registry in registries for kind in registry.modules]
+    return [*of_kinds, *RECORDINGS.values(), DynamicsSettings, FitsEntry]
 
 
 def test_nested_keys_are_found_at_every_depth():
