@@ -76,13 +76,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{where}: {problem['msg']}; found {problem['input']!r}"
 
 
-def check(site: Site, requests: Mapping[str, Mapping[str, Any]], path: Path | str) -> None:
+def check(requests: Mapping[str, Mapping[str, Any]], path: Path | str) -> None:
     """Ask the cluster whether it would take the jobs of a run, before any is submitted.
 
     Parameters
     ----------
-    site
-        What the user says of the cluster.
     requests
         Job, in words, to its resources, in Snakemake's names.
     path
@@ -95,11 +93,13 @@ def check(site: Site, requests: Mapping[str, Mapping[str, Any]], path: Path | st
     """
     if shutil.which("sbatch") is None:
         raise ClusterError(
-            "there is no Slurm on this machine (no `sbatch` on the PATH): start from a login node of the cluster, or run "
-            "here with `--profile local`"
+            "there is no Slurm on this machine (no `sbatch` on the PATH): start from a login node of the cluster, or "
+            "run here with `--profile local`"
         )
     configured = _answer("scontrol", "show", "config")
-    if site.account and _value(configured, "AccountingStorageType").endswith("/none"):
+    if any(request.get("slurm_account") for request in requests.values()) and _value(
+        configured, "AccountingStorageType"
+    ).endswith("/none"):
         raise ClusterError(f"{path}: account: this cluster keeps no accounts; set it to null")
     for name, request in _largest(requests).items():
         refused = _ask("sbatch", "--test-only", *_options(request), "--wrap", "true")
@@ -138,8 +138,7 @@ def _refusal(name: str, request: Mapping[str, Any], said: str, path: Path | str)
     why = said.strip().splitlines()[-1].removeprefix("allocation failure: ") if said.strip() else "no reason given"
     there = [line.split("|") for line in _answer("sinfo", "-h", "-o", "%R|%l|%c|%m|%G").splitlines()]
     partitions = "; ".join(
-        f"{partition}: up to {time}, {cpus} CPUs and {memory} MB a node, "
-        f"{'no GPU' if gres == '(null)' else gres}"
+        f"{partition}: up to {time}, {cpus} CPUs and {memory} MB a node, {'no GPU' if gres == '(null)' else gres}"
         for partition, time, cpus, memory, gres in there
     )
     return (

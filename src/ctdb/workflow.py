@@ -106,13 +106,14 @@ def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
         file = open(lock, "w")  # noqa: SIM115 -- held until the process ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
         except BlockingIOError:
             file.close()
             raise SystemExit(f"error: another run is at work in {results}; wait for it to end, or stop it") from None
-        except OSError as error:  # a file system without locks has the owner file
-            print(f"{results}: cannot be locked ({error.strerror})", file=sys.stderr)
+        except OSError:  # a file system without locks has the owner file
+            locked = False
         _held.append(file)
-        _own(owner, mine)
+        _own(owner, mine, locked)
     except OSError as error:
         raise SystemExit(f"error: results: {write_error(lock, error)}") from None
     except CtdbError as error:
@@ -121,7 +122,7 @@ def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
     os.environ["CTDB_RUN"] = f"{mine['host']}:{mine['process']}:{os.environ.get('SLURM_JOB_ID', '')}"
 
 
-def _own(owner: Path, mine: Mapping[str, Any]) -> None:
+def _own(owner: Path, mine: Mapping[str, Any], locked: bool) -> None:
     """Write the owner file, or raise ConfigError where a run elsewhere or jobs of a killed run may still be at work."""
     fresh = owner.with_name(f".owner.{mine['host']}.{mine['process']}")
     fresh.write_text(json.dumps(mine))
@@ -129,20 +130,24 @@ def _own(owner: Path, mine: Mapping[str, Any]) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(fresh, owner)  # on any file system only one of several succeeds
             return
-        _refuse_living(owner)
-        os.replace(fresh, owner)  # of a killed run on this machine, whose lock this process has now
+        _refuse_living(owner, locked)
+        os.replace(fresh, owner)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def _refuse_living(owner: Path) -> None:
+def _refuse_living(owner: Path, locked: bool) -> None:
     last = json.loads(owner.read_text())
+    if not locked and last["host"] == os.uname().nodename and _is_alive(last["process"]):
+        raise ConfigError(
+            f"another run (process {last['process']}) is at work in {owner.parent}; wait for it, or stop it"
+        )
     run, place = last["slurm"], f"process {last['process']} on {last['host']}"
     if last["host"] != os.uname().nodename:
         jobs = f" and its jobs are too (`squeue --name={run}`)" if run else ""
         raise ConfigError(
-            f"{owner.parent} is held by a run that was started as {place}, of which nothing is known here: wait for it to "
-            f"end, or stop it. If it is gone{jobs}, remove {owner} and run again"
+            f"{owner.parent} is held by a run that was started as {place}, of which nothing is known here: wait for it "
+            f"to end, or stop it. If it is gone{jobs}, remove {owner} and run again"
         )
     if run and (jobs := slurm.queued(run)):
         raise ConfigError(
@@ -150,6 +155,14 @@ def _refuse_living(owner: Path) -> None:
             f"({', '.join(jobs[:5])}{', ...' if len(jobs) > 5 else ''}), and would write the same files. Wait for them "
             f"(`squeue --name={run}`; what they finish is not made again), or stop them: `scancel --name={run}`"
         )
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):  # gone, or its number is somebody else's
+        return False
+    return True
 
 
 def _disown(owner: Path, mine: Mapping[str, Any]) -> None:

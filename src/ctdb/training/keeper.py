@@ -202,7 +202,7 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, and follow the learning rate."""
-        interruption.listen_again()  # Lightning answers SIGTERM in the middle of an epoch, where no checkpoint is written
+        interruption.listen_again()  # Lightning has taken the signal, and would stop in the middle of an epoch
         self.progress.start(trainer.optimizers[0], lambda: weights_of(pl_module.module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
