@@ -142,7 +142,7 @@ def _refusal(name: str, request: Mapping[str, Any], said: str, path: Path | str)
         for partition, time, cpus, memory, gres in there
     )
     return (
-        f"Slurm would refuse {name} ({shlex.join(_options(request))}): {why}. Its partitions are: {partitions}. "
+        f"Slurm would refuse the job {name!r} ({shlex.join(_options(request))}): {why}. Its partitions are: {partitions}. "
         f"Correct {path}"
     )
 

@@ -66,8 +66,9 @@ def site():
 def check_cluster():
     """Ask the cluster whether it would take the jobs of this run."""
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    requests = {" ".join([job.rule.name, *job.wildcards]): dict(job.resources, threads=job.threads) for job in jobs}
     try:
-        ctdb_slurm.check({str(job): dict(job.resources, threads=job.threads) for job in jobs}, SITE)
+        ctdb_slurm.check(requests, SITE)
     except CtdbError as error:
         sys.exit(f"error: {error}")
 
