@@ -155,8 +155,8 @@ class Needs:
         """Memory (MB) and time (s) that a job will take at most, by what others took."""
         cost, work = COSTS[self.cost_name(rule, wildcards)], self.work(rule, wildcards)
         return (
-            cost.memory_mb + cost.memory_per_million * work.values,
-            cost.seconds + cost.seconds_per_million * work.steps,
+            float(cost.memory_mb + cost.memory_per_million * work.values),
+            float(cost.seconds + cost.seconds_per_million * work.steps),
         )
 
     def cost_name(self, rule: str, wildcards: Mapping[str, str]) -> str:
@@ -304,7 +304,7 @@ def measured(results: Path | str, plan: Mapping[str, Any]) -> list[Used]:
             continue
         with open(path, newline="") as file:
             row = list(csv.DictReader(file, delimiter="\t"))[-1]
-        memory = row["max_rss"]  # NA of a job that ended before it was looked at
+        memory = row["max_rss"]  # not a number where a job ended before it was looked at
         found.append(Used(rule, match.groupdict(), 0.0 if memory in ("-", "NA") else float(memory), float(row["s"])))
     return found
 
@@ -327,18 +327,14 @@ def proposed(used: list[Used], needs: Needs) -> dict[str, tuple[Cost, Cost, int]
         expected = needs.expected(rule, wildcards)
         shares = (memory_mb / expected[0], seconds / expected[1])
         found.setdefault(needs.cost_name(rule, wildcards), []).append(shares)
-    return {
-        name: (
-            COSTS[name],
-            Cost(
-                *(math.ceil(value * max(share[0] for share in found[name])) for value in COSTS[name][:2]),
-                *(math.ceil(value * max(share[1] for share in found[name])) for value in COSTS[name][2:]),
-            ),
-            len(found[name]),
-        )
-        for name in COSTS
-        if name in found
-    }
+    result = {}
+    for name in (name for name in COSTS if name in found):
+        memory, time = (max(shares) or 1.0 for shares in zip(*found[name], strict=True))  # 0: not measured
+        scaled = [
+            math.ceil(value * share) for value, share in zip(COSTS[name], (memory, memory, time, time), strict=True)
+        ]
+        result[name] = (COSTS[name], Cost(*scaled), len(found[name]))
+    return result
 
 
 def main(arguments: list[str]) -> str:

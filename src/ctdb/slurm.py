@@ -142,8 +142,8 @@ def _refusal(name: str, request: Mapping[str, Any], said: str, path: Path | str)
         for partition, time, cpus, memory, gres in there
     )
     return (
-        f"Slurm would refuse the job {name!r} ({shlex.join(_options(request))}): {why}. Its partitions are: {partitions}. "
-        f"Correct {path}"
+        f"Slurm would refuse the job {name!r} ({shlex.join(_options(request))}): {why}. "
+        f"Its partitions are: {partitions}. Correct {path}"
     )
 
 

@@ -68,7 +68,7 @@ NodeName=gpu1 Name=gpu Type=fake File=/dev/zero
 """Each GPU needs a device node of its own; nothing opens these."""
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why there can be no cluster here."""
 
 
@@ -83,7 +83,7 @@ class Cluster:
         }
 
     def up(self) -> None:
-        """Start the daemons and wait until all nodes take jobs; raise Unavailable where that cannot be."""
+        """Start the daemons and wait until all nodes take jobs; raise UnavailableError where that cannot be."""
         _install()
         for name in ("bin", "etc", "log", "munge", "pids", "state", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class Cluster:
     def _start(self, *command: str) -> None:
         done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
         if done.returncode:
-            raise Unavailable(f"{command[0]} does not start: {done.stderr.strip()}")
+            raise UnavailableError(f"{command[0]} does not start: {done.stderr.strip()}")
 
     def _wait_for_nodes(self) -> None:
         deadline = time.monotonic() + 60
@@ -149,16 +149,16 @@ class Cluster:
             if done.stdout.split() == ["idle"] * len(NODES):
                 return
             time.sleep(0.2)
-        raise Unavailable(f"the nodes do not get ready: {states.strip()}")
+        raise UnavailableError(f"the nodes do not get ready: {states.strip()}")
 
 
 def _install() -> None:
     if os.geteuid():
-        raise Unavailable("starting Slurm needs root")
+        raise UnavailableError("starting Slurm needs root")
     if all(_found(program) for program in ("munged", "slurmctld", "slurmd", "sbatch")):
         return
     if shutil.which("apt-get") is None:
-        raise Unavailable("Slurm is not installed, and there is no apt-get to install it")
+        raise UnavailableError("Slurm is not installed, and there is no apt-get to install it")
     options = ["-y", "-qq", "--no-install-recommends"]
     for command in (["update", "-qq"], ["install", *options, *PACKAGES]):
         done = subprocess.run(
@@ -169,7 +169,7 @@ def _install() -> None:
             timeout=600,
         )
         if done.returncode:
-            raise Unavailable(f"Slurm cannot be installed: {done.stderr.strip()[-300:]}")
+            raise UnavailableError(f"Slurm cannot be installed: {done.stderr.strip()[-300:]}")
 
 
 def _found(program: str) -> str | None:
@@ -204,5 +204,5 @@ if __name__ == "__main__":
     cluster = Cluster(Path(sys.argv[2]).resolve())
     try:
         getattr(cluster, sys.argv[1])()
-    except Unavailable as error:
+    except UnavailableError as error:
         sys.exit(f"error: {error}")

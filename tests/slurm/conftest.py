@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Unavailable
+from cluster import Cluster, UnavailableError
 
 from project import Project, lay_out
 
@@ -53,7 +53,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     try:
         one.up()
         yield one
-    except Unavailable as error:
+    except UnavailableError as error:
         pytest.skip(str(error))
     finally:
         one.down()

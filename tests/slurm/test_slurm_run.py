@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-TARGETS = ("results/scores/flip/lds/seed0.csv", "results/scores/mine/sae_gru/seed0.csv")
+TARGETS = ("results/scores/mine/lds/seed0.csv", "results/scores/mine/sae_gru/seed0.csv")
 
 
 def test_a_run_on_a_cluster_gives_the_bytes_of_one_on_this_machine(on_cluster, locally):
@@ -17,6 +17,7 @@ def test_a_run_on_a_cluster_gives_the_bytes_of_one_on_this_machine(on_cluster, l
         "config.yaml", "lds: {<<: *small, kind: lds}", "lds: {<<: *small, kind: lds, training: {learning_rate: 1e30}}"
     )
     on_cluster.edit("config.yaml", "max_epochs: 4, batch_size: 8", "max_epochs: 100000000, batch_size: 8, patience: 2")
+    on_cluster.edit("config.yaml", "[mine], models: [sae_gru]", "[mine], models: [sae_gru, lds]")
     on_cluster.edit(
         "workflow/scripts/fit.py",
         "    import sys\n",
@@ -36,8 +37,8 @@ def test_a_run_on_a_cluster_gives_the_bytes_of_one_on_this_machine(on_cluster, l
 
     fits = {job["Partition"]: job for job in on_cluster.jobs("fit")}
     assert set(fits) == {"cpu", "gpu"}
-    assert "gres/gpu=1" in fits["gpu"]["TRES"]
-    assert "gres/gpu" not in fits["cpu"]["TRES"]
+    assert fits["gpu"]["TresPerJob"].endswith("gpu:1")
+    assert "TresPerJob" not in fits["cpu"]
     assert fits["gpu"]["TimeLimit"] == "01:00:00"  # what the site allows, not what it would take
     log = (on_cluster.folder / "results/logs/fits/mine/sae_gru/seed0.log").read_text()
     assert re.search(r"^granted 1 [01]$", log, re.MULTILINE)
