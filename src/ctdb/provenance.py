@@ -12,6 +12,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.jobs", "ctdb.provenance"})
 """Modules that word messages, open logs and take fingerprints. They cannot change a result, so they are left out."""
@@ -39,30 +40,25 @@ def fingerprint(script: Path | str, *modules: str) -> str:
         file = _source(name)
         if name in closure or name in REPORTING_ONLY or file is None:
             continue
-        closure[name] = _file_hash(file)
+        closure[name] = _parsed(file).hash
         if file.name == "__init__.py":  # what a package compiles at run time is code of its own
             closure |= {f"{name}/{source.name}": _text_hash(source) for source in file.parent.glob("*.cpp")}
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         pending += _imports(file, package, own)
         if "." in name:
             pending.append(name.rpartition(".")[0])
-    text = "\n".join([_file_hash(Path(script)), *(f"{name} {closure[name]}" for name in sorted(closure))])
+    text = "\n".join([_parsed(Path(script)).hash, *(f"{name} {closure[name]}" for name in sorted(closure))])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _imports(file: Path, package: str, own: set[str]) -> list[str]:
     """Dotted names that `file` imports, at any depth, from the packages in `own`."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(), str(file))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")
-                base = ".".join([*parents[: len(parents) - node.level + 1], *([base] if base else [])])
-            names.append(base)
-            names += [f"{base}.{alias.name}" for alias in node.names]  # an attribute or a submodule: see _source
+    for level, base, imported in _parsed(file).imports:
+        if level:
+            parents = package.split(".")
+            base = ".".join([*parents[: len(parents) - level + 1], *([base] if base else [])])
+        names += [base, *(f"{base}.{name}" for name in imported)]  # an attribute or a submodule: see _source
     return [name for name in names if name.partition(".")[0] in own]
 
 
@@ -81,14 +77,28 @@ def _source(name: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _file_hash(file: Path) -> str:
+class _Parsed(NamedTuple):
+    """What counts of a file: hash of its syntax tree; level, module and names of each import."""
+
+    hash: str
+    imports: list[tuple[int, str, list[str]]]
+
+
+def _parsed(file: Path) -> _Parsed:
     status = file.stat()
-    return _tree_hash(file, status.st_mtime_ns, status.st_size)
+    return _parse(file, status.st_mtime_ns, status.st_size)
 
 
 @functools.cache
-def _tree_hash(file: Path, _mtime: int, _size: int) -> str:
-    return hashlib.sha256(repr(_plain(ast.parse(file.read_text(), str(file)))).encode()).hexdigest()
+def _parse(file: Path, _mtime: int, _size: int) -> _Parsed:
+    tree = ast.parse(file.read_text(), str(file))
+    imports: list[tuple[int, str, list[str]]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(0, alias.name, []) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.level, node.module or "", [alias.name for alias in node.names]))
+    return _Parsed(hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), imports)
 
 
 def _text_hash(source: Path) -> str:

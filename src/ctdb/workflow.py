@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -70,8 +71,9 @@ def versions(plan: Mapping[str, Any], task: str) -> str:
     return " ".join(f"{name}=={importlib.metadata.version(name)}" for name in packages)
 
 
+@functools.cache  # thousands of jobs share it
 def code(repository: Path | str, script: str, *modules: str) -> str:
-    """Fingerprint of a rule's script, and of modules that it loads by name."""
+    """Fingerprint of a rule's script, and of modules that it loads by name, as they are when it is first asked for."""
     return fingerprint(Path(repository) / "workflow/scripts" / script, *modules)
 
 
