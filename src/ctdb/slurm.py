@@ -16,6 +16,8 @@ from ctdb.settings import Count, Settings
 
 NOTICE_S = 120
 """Time before its time limit at which a job is told, so that it can write a checkpoint."""
+LONGEST_LOOK_S = 180
+"""Snakemake's executor asks for the states of jobs at least so often."""
 
 
 class Partition(Settings):
@@ -76,20 +78,22 @@ def _explain(problem: Mapping[str, Any]) -> str:
     return f"{where}: {problem['msg']}; found {problem['input']!r}"
 
 
-def check(requests: Mapping[str, Mapping[str, Any]], path: Path | str) -> None:
-    """Ask the cluster whether it would take the jobs of a run, before any is submitted.
+def check(requests: Mapping[str, Mapping[str, Any]], status_command: str, path: Path | str) -> None:
+    """Ask the cluster whether it would take the jobs of a run, and tell how they end, before any is submitted.
 
     Parameters
     ----------
     requests
         Job, in words, to its resources, in Snakemake's names.
+    status_command
+        `squeue` or `sacct`, by which Snakemake is to ask for the states of jobs.
     path
         File of the site, for the message.
 
     Raises
     ------
     ClusterError
-        If there is no Slurm here, it does not answer, or it would refuse one of the jobs.
+        If there is no Slurm here, it does not answer, it would refuse one of the jobs, or their ends would not be seen.
     """
     if shutil.which("sbatch") is None:
         raise ClusterError(
@@ -97,14 +101,27 @@ def check(requests: Mapping[str, Mapping[str, Any]], path: Path | str) -> None:
             "run here with `--profile local`"
         )
     configured = _answer("scontrol", "show", "config")
-    if any(request.get("slurm_account") for request in requests.values()) and _value(
-        configured, "AccountingStorageType"
-    ).endswith("/none"):
+    keeps_accounts = not _value(configured, "AccountingStorageType").endswith("/none")
+    if any(request.get("slurm_account") for request in requests.values()) and not keeps_accounts:
         raise ClusterError(f"{path}: account: this cluster keeps no accounts; set it to null")
+    _check_status_command(status_command, keeps_accounts, int(_value(configured, "MinJobAge").split()[0]))
     for name, request in _largest(requests).items():
         refused = _ask("sbatch", "--test-only", *_options(request), "--wrap", "true")
         if refused.returncode:
             raise ClusterError(_refusal(name, request, refused.stderr, path))
+
+
+def _check_status_command(status_command: str, keeps_accounts: bool, remembered_s: int) -> None:
+    """Refuse a way to ask for the states of jobs by which their ends would never be seen."""
+    where = "workflow/profiles/slurm/config.yaml: slurm-status-command"
+    if status_command == "sacct" and not keeps_accounts:
+        raise ClusterError(f"{where}: is sacct, but this cluster keeps no accounts; set it to squeue")
+    if status_command == "squeue" and remembered_s < LONGEST_LOOK_S:
+        remedy = "set it to sacct" if keeps_accounts else "its administrator must raise MinJobAge"
+        raise ClusterError(
+            f"{where}: is squeue, but this cluster forgets finished jobs after {remembered_s} s (MinJobAge), and "
+            f"Snakemake may look every {LONGEST_LOOK_S} s only; {remedy}"
+        )
 
 
 def _largest(requests: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

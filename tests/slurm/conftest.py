@@ -1,6 +1,5 @@
 """A cluster for the tests of a file, and projects whose jobs go to it."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ class ClusterProject(Project):
         super().__init__(folder)
         self.cluster = cluster
         self.environment |= cluster.environment
+        self.environment.pop("SLURM_JOB_ID", None)
 
     def command(self, *arguments: str) -> list[str]:
         quick = ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "20"]
@@ -95,7 +95,3 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.1)
 
     return wait
-
-
-def pytest_configure() -> None:
-    os.environ.pop("SLURM_JOB_ID", None)

@@ -79,6 +79,11 @@ def test_what_the_cluster_would_refuse_is_told_before_any_job(on_cluster, change
     assert on_cluster.jobs("dataset") == []
 
 
+def test_a_run_whose_jobs_would_never_be_seen_to_end_is_refused(on_cluster):
+    text = refused(on_cluster, "--slurm-status-command", "sacct")
+    assert "slurm-status-command: is sacct, but this cluster keeps no accounts; set it to squeue" in text
+
+
 def test_without_slurm_there_is_one_message(on_cluster, tmp_path):
     (tmp_path / "bin").mkdir()
     for program in ("which", "bash", "sh", "env"):

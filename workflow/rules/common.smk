@@ -68,7 +68,7 @@ def check_cluster():
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     requests = {" ".join([job.rule.name, *job.wildcards]): dict(job.resources, threads=job.threads) for job in jobs}
     try:
-        ctdb_slurm.check(requests, SITE)
+        ctdb_slurm.check(requests, workflow.executor_settings.status_command, SITE)
     except CtdbError as error:
         sys.exit(f"error: {error}")
 
