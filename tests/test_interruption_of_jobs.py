@@ -203,6 +203,13 @@ def test_a_run_on_another_machine_keeps_the_results_until_its_owner_file_is_remo
     assert hold(host="login2")[1] == "held"
 
 
+def test_a_run_that_ends_leaves_the_owner_file_of_another_alone(hold, tmp_path):
+    first, _ = hold()
+    (tmp_path / "results/.owner").write_text("{}")
+    first.communicate("")
+    assert (tmp_path / "results/.owner").read_text() == "{}"
+
+
 def test_jobs_of_a_killed_run_keep_the_results(hold, tmp_path):
     fake = tmp_path / "bin/squeue"
     fake.parent.mkdir()

@@ -94,6 +94,52 @@ def test_larger_jobs_ask_for_more(plan, change, rules):
         assert sum(after.expected(rule, JOBS[rule])) > sum(before.expected(rule, JOBS[rule]))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "memory", "time"),
+    [
+        ("latent_size: 4", "latent_size: 640", 2, 10),
+        ("max_epochs: 4, batch_size: 8", "max_epochs: 40, batch_size: 8", 1, 10),
+        ("n_bins: 16", "n_bins: 160", 10, 10),
+    ],
+)
+def test_the_work_of_a_training_grows_with_its_size(plan, old, new, memory, time):
+    large = ("simulate: {n_trials: 40,", "simulate: {n_trials: 40000,")
+    before, after = Needs(plan(large)).work("fit", FIT), Needs(plan(large, (old, new))).work("fit", FIT)
+    assert after.steps == pytest.approx(time * before.steps)
+    assert after.values > 0.99 * memory * before.values
+    assert (after.values == before.values) == (memory == 1)
+
+
+def test_a_batch_holds_no_more_trials_than_there_are(plan):
+    sizes = {
+        batch: Needs(plan(("epochs: 4, batch_size: 8", f"epochs: 4, batch_size: {batch}"))).work("fit", FIT).values
+        for batch in (8, 16, 40, 8000)
+    }
+    assert sizes[8] < sizes[16] < sizes[40] == sizes[8000]
+
+
+def test_variants_and_datasets_of_others_have_their_own_size(plan):
+    variant = (
+        "simulate: {n_trials: 40, seed: 1}}",
+        "simulate: {n_trials: 40, seed: 1}, variants: {more: {n_trials: 400, seed: 2}}}",
+    )
+    task = {"task": "flip", "variant": "@more"}
+    needs = Needs(plan(variant))
+    assert needs.work("simulation_trials", task).steps == pytest.approx(
+        10 * needs.work("simulation_trials", JOBS["simulation_trials"]).steps
+    )
+    others = (
+        "models:\n",
+        "  a: {kind: lorenz}\n  b: {kind: shuffled, dataset: a, shuffle: neurons}\n"
+        "  c: {kind: sessions, datasets: [a, b]}\nmodels:\n",
+    )
+    needs = Needs(plan(others))
+    assert needs.size("a") == needs.size("b")
+    assert needs.size("c").bins == 2 * needs.size("a").bins == 2 * 20 * 50 * 100 / 1e6
+    parts = ("kind: nbff, n_bits: 2, n_bins: 16, switch_prob: 0.1", "kind: chaotic_delayed_matching")
+    assert Needs(plan(parts)).work("training_trials", {"task": "flip"}).steps == 30 * 1050 / 1e6
+
+
 def test_a_long_training_goes_to_a_gpu_where_there_is_one(plan):
     long = Needs(plan(LONG))
     asked = long.of("fit", FIT, 1, CLUSTER)

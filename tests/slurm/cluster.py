@@ -37,7 +37,7 @@ SlurmdPidFile={folder}/pids/slurmd.%n
 SlurmctldLogFile={folder}/log/slurmctld
 SlurmdLogFile={folder}/log/slurmd.%n
 AccountingStorageType=accounting_storage/none
-ReturnToService=2
+ReturnToService=0
 # Without control groups, memory is watched from outside and processes are followed by their parents.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
