@@ -212,7 +212,7 @@ class Needs:
             )
         files = [config.data_path(names[0]) for what, *names in sources if what == "file"]
         n_bytes = sum(os.path.getsize(file) for file in files if file.is_file())
-        bins = n_bytes / 4 / NEURONS
+        bins = n_bytes / NEURONS  # compressed counts take a byte or less
         return Size(bins / 1e6, max(1, int(bins / BINS_OF_TRIAL)), NEURONS)
 
     def _trials(self, task: str, train: bool, variant: str = "") -> Size:
