@@ -161,13 +161,16 @@ def _install() -> None:
         raise UnavailableError("Slurm is not installed, and there is no apt-get to install it")
     options = ["-y", "-qq", "--no-install-recommends"]
     for command in (["update", "-qq"], ["install", *options, *PACKAGES]):
-        done = subprocess.run(
-            ["apt-get", *command],
-            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        try:
+            done = subprocess.run(
+                ["apt-get", *command],
+                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        except subprocess.TimeoutExpired:
+            raise UnavailableError("Slurm cannot be installed: apt-get takes more than 5 minutes") from None
         if done.returncode:
             raise UnavailableError(f"Slurm cannot be installed: {done.stderr.strip()[-300:]}")
 
