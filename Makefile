@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --profile local
 
-.PHONY: demo test acceptance lint format clean
+.PHONY: demo test test-slurm acceptance lint format clean
 
 # Whole DAG at quick size: networks, spikes, fits, scores, figures, report.
 demo: $(READY)
@@ -14,7 +14,11 @@ demo: $(READY)
 	@echo "Scores: results/quick/scores.parquet   figures: results/quick/figures/   report: results/quick/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not acceptance" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not acceptance and not slurm" -n 2 --dist loadfile
+
+# A real Slurm on this machine, interrupted in every way: about 20 minutes. Needs root; installs Slurm by apt-get if absent.
+test-slurm: $(READY)
+	$(BIN)/python -m pytest tests/slurm -rA
 
 # Minutes-long checks against published numbers; they read the data sets in $$CTDB_DATA.
 acceptance: $(READY)

@@ -13,6 +13,11 @@ container: "docker://python:3.11"
 include: "workflow/rules/common.smk"
 
 
+localrules:  # seconds of one core: on a cluster, done where Snakemake runs
+    gather_scores,
+    figure,
+
+
 rule all:
     default_target: True
     input:

@@ -152,6 +152,7 @@ def lay_out(folder: Path, config: str = CONFIG) -> Project:
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "profiles").symlink_to("workflow/profiles")
+    (folder / "slurm").symlink_to("workflow/profiles/slurm")
     (folder / "config.yaml").write_text(config)
     (folder / "data").mkdir()
     rng = np.random.default_rng(0)

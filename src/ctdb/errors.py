@@ -64,6 +64,14 @@ class TrainingDivergedError(CtdbError):
     """The loss became NaN or infinite. The best weights seen before that are kept."""
 
 
+class StoppedError(CtdbError):
+    """The job was told to stop before it was done."""
+
+
+class ClusterError(CtdbError):
+    """The cluster would refuse what it is to be asked for."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Hint for a misspelt name: the closest valid one, or all of them when none is close.
 

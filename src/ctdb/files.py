@@ -21,6 +21,8 @@ import yaml
 
 from ctdb.errors import WriteError
 
+_claim: Path | None = None
+
 
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write `content` to `path` atomically, making its folder where needed.
@@ -54,17 +56,43 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def leave_if_orphaned() -> None:
-    """End this process if the run that started it is gone: what it would write may no longer be wanted.
+    """End this process if what it would write may no longer be wanted.
 
-    The Snakefile puts host and process of a run into the environment (``CTDB_RUN``). Elsewhere, as on another node of a
-    cluster, whose jobs outlive the run by design, nothing happens.
+    Beside its run, that is if the run is gone. A job of a cluster outlives its run by design (the next run refuses to
+    start while it is queued); it ends where a later attempt at the same outputs has taken its claim, as after its node
+    was lost and found.
     """
-    host, _, process = os.environ.get("CTDB_RUN", "").rpartition(":")
-    if process and host == os.uname().nodename:
+    if beside_run():
         try:
-            os.kill(int(process), 0)
+            os.kill(int(os.environ["CTDB_RUN"].split(":")[1]), 0)
         except ProcessLookupError:
             os._exit(1)
+    elif _claim is not None:
+        with contextlib.suppress(FileNotFoundError):  # who removes the logs means no harm
+            if _claim.read_text() != _claimant():
+                print("another attempt has taken over: this one ends", file=sys.stderr, flush=True)
+                os._exit(1)
+
+
+def beside_run() -> bool:
+    """Whether the run that started this process is on the same machine and not behind a scheduler.
+
+    The Snakefile puts host, process and Slurm job (if it is itself in one) of a run into the environment as
+    ``CTDB_RUN``, which Slurm hands on to the jobs of the run.
+    """
+    host, _, allocation = (os.environ.get("CTDB_RUN", "") + "::").split(":")[:3]
+    return host == os.uname().nodename and allocation == os.environ.get("SLURM_JOB_ID", "")
+
+
+def claim(path: Path | str) -> None:
+    """Take the outputs of a job on a cluster for this process: earlier attempts at them end before they write."""
+    global _claim
+    write_text(path, _claimant())
+    _claim = Path(path)
+
+
+def _claimant() -> str:
+    return f"{os.uname().nodename} {os.getpid()} {os.environ.get('SLURM_JOB_ID', '')}"
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from ctdb import interruption
 from ctdb.errors import CtdbError
-from ctdb.files import leave_if_orphaned
+from ctdb.files import beside_run, claim, leave_if_orphaned
 
 
 @contextlib.contextmanager
@@ -21,11 +22,11 @@ def job(log: str, threads: int) -> Iterator[None]:
     An error that the user can cure (CtdbError) ends the script with its message alone; any other one keeps its
     traceback. Where the log cannot be written, the message goes to the terminal. Use it before torch is imported, so
     that the thread count takes effect everywhere. A job whose run was killed ends itself, so that it cannot overwrite
-    what a later run makes.
+    what a later run makes; on a cluster, where jobs outlive their run, one does whose outputs a later attempt makes.
+    SIGTERM ends it where it can go on from.
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    threading.Thread(target=_watch_run, daemon=True).start()
     terminal = os.dup(2)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", buffering=1) as file:
@@ -33,7 +34,11 @@ def job(log: str, threads: int) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+        interruption.listen()
         try:
+            if "CTDB_RUN" in os.environ and not beside_run():
+                claim(f"{log}.job")
+            threading.Thread(target=_watch_run, daemon=True).start()
             print("versions:", ", ".join(f"{name} {version(name)}" for name in ("ctdb", "numpy", "torch")))
             yield
             sys.stdout.flush()
@@ -52,4 +57,4 @@ def job(log: str, threads: int) -> Iterator[None]:
 def _watch_run() -> None:
     while True:
         leave_if_orphaned()
-        time.sleep(0.5)
+        time.sleep(0.5 if beside_run() else 30)

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.jobs", "ctdb.provenance"})
-"""Modules that word messages, open logs and take fingerprints. They cannot change a result, so they are left out."""
+REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.interruption", "ctdb.jobs", "ctdb.provenance"})
+"""Modules that word messages, end jobs, open logs and take fingerprints. They cannot change a result."""
 
 
 def fingerprint(script: Path | str, *modules: str) -> str:

@@ -1,18 +1,21 @@
 """What the Snakefile asks of ctdb: the plan, the code fingerprints of its rules, and one run at a time."""
 
+import atexit
+import contextlib
 import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctdb import config
-from ctdb.errors import ConfigError
+from ctdb import config, slurm
+from ctdb.errors import ConfigError, CtdbError
 from ctdb.files import read_yaml, write_error
 from ctdb.provenance import fingerprint
 
@@ -96,26 +99,95 @@ def content_hash(path: Path | str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
-def hold_results(results: Path | str) -> None:
+def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
     """Take the results folder for this run alone; end with an error where another run has it or it cannot be written.
 
-    The lock ends with this process, however it ends: after a kill, the same command simply runs again. (Snakemake's
-    own lock, which the profiles switch off, outlives a killed run and must be removed by hand.) Jobs learn which
-    process they belong to, and end themselves when it is gone.
+    A lock that ends with this process, however it ends, keeps out other runs on this machine: after a kill, the same
+    command simply runs again. (Snakemake's own lock, which the profiles switch off, outlives a killed run and must be
+    removed by hand.) Locks need not reach other machines on a shared file system (on NFS they may not, and fail
+    silently), but a name is given once: an owner file keeps out runs on other machines, and tells which jobs of a
+    killed run a cluster may still hold. It is removed when this process ends, unless it is killed.
+
+    Jobs learn which process they belong to. Those on this machine end themselves when it is gone; those of a cluster
+    go on.
+
+    Parameters
+    ----------
+    results
+        The folder.
+    slurm_run
+        Name of the run's Slurm jobs, where it has any.
     """
-    path = Path(results) / ".lock"
+    lock, owner = Path(results) / ".lock", Path(results) / ".owner"
+    mine = {"host": os.uname().nodename, "process": os.getpid(), "slurm": slurm_run}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 -- held until the process ends
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 -- held until the process ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            file.close()
+            raise SystemExit(f"error: another run is at work in {results}; wait for it to end, or stop it") from None
+        except OSError:  # a file system without locks has the owner file
+            locked = False
+        _held.append(file)
+        _own(owner, mine, locked)
     except OSError as error:
-        raise SystemExit(f"error: results: {write_error(path, error)}") from None
+        raise SystemExit(f"error: results: {write_error(lock, error)}") from None
+    except CtdbError as error:
+        raise SystemExit(f"error: {error}") from None
+    atexit.register(_disown, owner, mine)
+    os.environ["CTDB_RUN"] = f"{mine['host']}:{mine['process']}:{os.environ.get('SLURM_JOB_ID', '')}"
+
+
+def _own(owner: Path, mine: Mapping[str, Any], locked: bool) -> None:
+    """Write the owner file, or raise ConfigError where a run elsewhere or jobs of a killed run may still be at work."""
+    fresh = owner.with_name(f".owner.{mine['host']}.{mine['process']}")
+    fresh.write_text(json.dumps(mine))
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise SystemExit(f"error: another run is at work in {results}; wait for it to end, or stop it") from None
-    _held.append(file)
-    os.environ["CTDB_RUN"] = f"{os.uname().nodename}:{os.getpid()}"
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, owner)  # on any file system only one of several succeeds
+            return
+        _refuse_living(owner, locked)
+        os.replace(fresh, owner)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _refuse_living(owner: Path, locked: bool) -> None:
+    last = json.loads(owner.read_text())
+    if not locked and last["host"] == os.uname().nodename and _is_alive(last["process"]):
+        raise ConfigError(
+            f"another run (process {last['process']}) is at work in {owner.parent}; wait for it, or stop it"
+        )
+    run, place = last["slurm"], f"process {last['process']} on {last['host']}"
+    if last["host"] != os.uname().nodename:
+        jobs = f" and its jobs are too (`squeue --name={run}`)" if run else ""
+        raise ConfigError(
+            f"{owner.parent} is held by a run that was started as {place}, of which nothing is known here: wait for it "
+            f"to end, or stop it. If it is gone{jobs}, remove {owner} and run again"
+        )
+    if run and (jobs := slurm.queued(run)):
+        raise ConfigError(
+            f"{owner.parent}: the run before this one ({place}) is gone, but {len(jobs)} of its Slurm jobs are not "
+            f"({', '.join(jobs[:5])}{', ...' if len(jobs) > 5 else ''}), and would write the same files. Wait for them "
+            f"(`squeue --name={run}`; what they finish is not made again), or stop them: `scancel --name={run}`"
+        )
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):  # gone, or its number is somebody else's
+        return False
+    return True
+
+
+def _disown(owner: Path, mine: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(owner.read_text()) == mine:
+            owner.unlink()
 
 
 def summary(checked: Mapping[str, Any]) -> str:

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 import yaml
 
-from ctdb import models
+from ctdb import interruption, models
 from ctdb.datasets import MultiSession, SpikeDataset, Split
-from ctdb.errors import ConfigError, TrainingDivergedError
+from ctdb.errors import ConfigError, StoppedError, TrainingDivergedError
 from ctdb.provenance import fingerprint
 from ctdb.recurrent import Linear, cpu, masked, poisson_nll, use_backend
 from ctdb.settings import TrainingSettings
@@ -337,6 +337,18 @@ def test_the_checkpoint_holds_tensors_and_plain_values_and_is_gone_in_the_end(un
     assert saved["epoch"] == 6
     assert saved["stack"]["active"] == [0, 3, 4]
     assert [path.parent.name for path in tmp_path.glob("*/checkpoint")] == ["0"]
+
+
+def test_a_run_told_to_stop_ends_at_a_checkpoint_and_goes_on_to_the_same_bytes(undisturbed, tmp_path, monkeypatch):
+    out, data, _ = undisturbed
+    monkeypatch.setenv("CTDB_CHECKPOINT_SECONDS", "100000")
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "is_asked", lambda: True)
+        with pytest.raises(StoppedError, match="told to stop"):
+            fit_all(SETTLING, data, tmp_path)
+    assert torch.load(tmp_path / "0/checkpoint/together.ckpt", weights_only=True)["epoch"] == 1
+    fit_all(SETTLING, data, tmp_path)
+    assert contents(tmp_path) == contents(out)
 
 
 OTHER_RUNS = {

@@ -2,11 +2,13 @@
 
 import sys
 
+from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
 from ctdb.datasets.ibl.recording import HOW, SYNTHETIC
 from ctdb.errors import CtdbError
 from ctdb.metrics.case import COSTLY
+from ctdb.resources import NAMES, Needs, threads
 
 try:
     PLAN = ctdb_workflow.plan(
@@ -17,7 +19,9 @@ except CtdbError as error:
 
 
 onstart:
-    ctdb_workflow.hold_results(RESULTS)
+    if site() is not None:
+        check_cluster()
+    ctdb_workflow.hold_results(RESULTS, slurm_run() if site() else None)
 
 
 onsuccess:
@@ -27,6 +31,8 @@ onsuccess:
 RESULTS = PLAN["results"]
 FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
 MODULES = PLAN["modules"]
+NEEDS = Needs(PLAN)
+SITE = f"{workflow.basedir}/workflow/profiles/slurm/site.yaml"
 
 
 wildcard_constraints:
@@ -38,6 +44,40 @@ wildcard_constraints:
     figure="[^/]+",
     seed=r"\d+",
     variant="(@[^/]+)?",
+
+
+def needs(rule):
+    """Resources of a rule, as functions of the job and the attempt."""
+
+    def resource(name):
+        return lambda wildcards, attempt: NEEDS.of(rule, wildcards, attempt, site())[name]
+
+    return {name: resource(name) for name in NAMES}
+
+
+def site():
+    """What the user says of the cluster that jobs go to; None where they run on this machine."""
+    if workflow.executor_plugin is None or workflow.executor_plugin.name not in ("slurm", "slurm-jobstep"):
+        return None
+    try:
+        return ctdb_slurm.read_site(SITE)
+    except CtdbError as error:
+        sys.exit(f"error: {error}")
+
+
+def check_cluster():
+    """Ask the cluster whether it would take the jobs of this run."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    requests = {" ".join([job.rule.name, *job.wildcards]): dict(job.resources, threads=job.threads) for job in jobs}
+    try:
+        ctdb_slurm.check(requests, workflow.executor_settings.status_command, SITE)
+    except CtdbError as error:
+        sys.exit(f"error: {error}")
+
+
+def slurm_run():
+    """Name of all Slurm jobs of this run."""
+    return workflow.scheduler._executor.run_uuid
 
 
 def code(script, *modules):

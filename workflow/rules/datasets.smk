@@ -11,6 +11,9 @@ rule dataset:
     benchmark:
         f"{RESULTS}/benchmarks/datasets/{{dataset}}.tsv"
     priority: 1
+    threads: threads("dataset")
+    resources:
+        **needs("dataset"),
     params:
         settings=dataset_settings,
         folders=recording_folders,

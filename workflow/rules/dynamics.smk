@@ -61,6 +61,9 @@ rule true_dynamics:
         f"{RESULTS}/logs/dynamics/{{dataset}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/dynamics/{{dataset}}.tsv"
+    threads: threads("true_dynamics")
+    resources:
+        **needs("true_dynamics"),
     params:
         settings=lambda wildcards: PLAN["dynamics"][wildcards.dataset],
         task=true_task,
@@ -86,6 +89,9 @@ rule fit_dynamics:
         f"{RESULTS}/logs/dynamics/{{dataset}}/{{model}}/seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/dynamics/{{dataset}}/{{model}}/seed{{seed}}.tsv"
+    threads: threads("fit_dynamics")
+    resources:
+        **needs("fit_dynamics"),
     params:
         settings=lambda wildcards: PLAN["dynamics"][wildcards.dataset],
         labels=lambda wildcards: labels_of(fit_of(wildcards)),
@@ -106,7 +112,9 @@ rule dsa:
         f"{RESULTS}/logs/dynamics/{{dataset}}.dsa.log",
     benchmark:
         f"{RESULTS}/benchmarks/dynamics/{{dataset}}.dsa.tsv"
-    threads: 2
+    threads: threads("dsa")
+    resources:
+        **needs("dsa"),
     params:
         settings=lambda wildcards: PLAN["dynamics"][wildcards.dataset]["dsa"],
         labels=lambda wildcards: [labels_of(FITS[fit]) for fit in DYNAMICS_FITS if fit[0] == wildcards.dataset],

@@ -14,6 +14,9 @@ rule fit:
         f"{RESULTS}/logs/fits/{{dataset}}/{{model}}/seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/fits/{{dataset}}/{{model}}/seed{{seed}}.tsv"
+    threads: threads("fit")
+    resources:
+        **needs("fit"),
     params:
         spec=lambda wildcards: fit_of(wildcards)["spec"],
         code=lambda wildcards: code("fit.py", *fit_of(wildcards)["modules"]),
@@ -31,6 +34,9 @@ rule merge:
         f"{RESULTS}/logs/fits/{{dataset}}/{{model}}/seed{{seed}}.merge.log",
     benchmark:
         f"{RESULTS}/benchmarks/fits/{{dataset}}/{{model}}/seed{{seed}}.merge.tsv"
+    threads: threads("merge")
+    resources:
+        **needs("merge"),
     params:
         code=code("merge.py"),
     script:

@@ -9,6 +9,9 @@ rule training_trials:
     benchmark:
         f"{RESULTS}/benchmarks/task_data/{{task}}/train.tsv"
     priority: 2
+    threads: threads("training_trials")
+    resources:
+        **needs("training_trials"),
     params:
         settings=lambda wildcards: task_settings(wildcards.task, "train"),
         code=task_code("training_trials.py"),
@@ -23,6 +26,9 @@ rule simulation_trials:
         f"{RESULTS}/logs/task_data/{{task}}/simulate{{variant}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/task_data/{{task}}/simulate{{variant}}.tsv"
+    threads: threads("simulation_trials")
+    resources:
+        **needs("simulation_trials"),
     params:
         settings=lambda wildcards: task_settings(wildcards.task, "simulate", variant_of(wildcards)),
         code=task_code("simulation_trials.py"),
@@ -42,6 +48,9 @@ rule train_network:
     benchmark:
         f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/train.tsv"
     priority: 2  # what takes longest and all else waits for
+    threads: threads("train_network")
+    resources:
+        **needs("train_network"),
     params:
         settings=network_settings,
         task=lambda wildcards: task_settings(task_of(wildcards.network), "train"),
@@ -62,6 +71,9 @@ rule network_activity:
     benchmark:
         f"{RESULTS}/benchmarks/networks/{{network}}/seed{{seed}}/activity{{variant}}.tsv"
     priority: 1
+    threads: threads("network_activity")
+    resources:
+        **needs("network_activity"),
     params:
         task=lambda wildcards: task_settings(task_of(wildcards.network), "simulate", variant_of(wildcards)),
         code=network_code("network_activity.py"),

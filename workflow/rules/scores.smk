@@ -15,6 +15,9 @@ rule score_fit:
         f"{RESULTS}/logs/scores/{{dataset}}/{{model}}/seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/scores/{{dataset}}/{{model}}/seed{{seed}}.tsv"
+    threads: threads("score_fit")
+    resources:
+        **needs("score_fit"),
     params:
         metrics=PLAN["metrics"],
         also=PLAN["also"],
@@ -33,6 +36,9 @@ rule score_anchors:
         f"{RESULTS}/logs/scores/{{dataset}}/anchors.log",
     benchmark:
         f"{RESULTS}/benchmarks/scores/{{dataset}}/anchors.tsv"
+    threads: threads("score_anchors")
+    resources:
+        **needs("score_anchors"),
     params:
         metrics=PLAN["metrics"],
         also=PLAN["also"],
@@ -52,6 +58,9 @@ rule gather_scores:
         f"{RESULTS}/logs/gather_scores.log",
     benchmark:
         f"{RESULTS}/benchmarks/gather_scores.tsv"
+    threads: threads("gather_scores")
+    resources:
+        **needs("gather_scores"),
     params:
         code=code("gather_scores.py"),
     script:

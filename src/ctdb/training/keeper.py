@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ctdb import interruption
 from ctdb.files import write_error, write_text
 from ctdb.settings import TrainingSettings
 
@@ -201,6 +202,7 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the initial weights, and follow the learning rate."""
+        interruption.listen_again()  # Lightning has taken the signal, and would stop in the middle of an epoch
         self.progress.start(trainer.optimizers[0], lambda: weights_of(pl_module.module))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -221,8 +223,10 @@ class Keeper(pl.Callback):
         if self.progress.diverged is not None:
             return
         self._report(trainer)
-        if time.monotonic() - self._last_write >= self._checkpoint_seconds:
+        if interruption.is_asked() or time.monotonic() - self._last_write >= self._checkpoint_seconds:
             self.write_checkpoint(trainer)
+        if interruption.is_asked():
+            interruption.stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave a checkpoint of the finished run, from which its outputs can be written again without training."""

@@ -22,8 +22,10 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
+from ctdb import interruption
 from ctdb.errors import TrainingDivergedError
 from ctdb.provenance import fingerprint
 from ctdb.recurrent import Cell, choose, use_backend, without_gpu
@@ -122,7 +124,7 @@ def train(
     if saved is not None and saved["finished"]:
         keeper.load_state_dict(saved)
     else:
-        with use_backend(settings.backend), old_objects_left_alone():
+        with use_backend(settings.backend), old_objects_left_alone(), interruption.deferred():
             _run_epochs(module, train_data, valid_data, settings, seed, keeper, resume=saved is not None)
     return conclude(module, keeper.progress, out)
 
@@ -169,6 +171,7 @@ def _run_epochs(
             devices=1,
             max_epochs=settings.max_epochs,
             callbacks=callbacks,
+            plugins=[LightningEnvironment()],  # one process; not the Slurm job that it may be part of
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=show_bar,

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ctdb import interruption
 from ctdb.datasets import MultiSession, SpikeDataset
 from ctdb.errors import ConfigError
 from ctdb.files import lock, write_bytes
@@ -102,7 +103,8 @@ def fit_together(
         for out in sorted(outs):  # in one order, so that two runs cannot wait for each other
             stack.enter_context(lock(out))
         stack.enter_context(use_backend(without_gpu(runs[0].training.backend)))
-        progress = _train(models, runs, train_data, valid_data, outs, run, device)
+        with interruption.deferred():
+            progress = _train(models, runs, train_data, valid_data, outs, run, device)
         results = []
         for model, one, out in zip(models, progress, outs, strict=True):
             results.append(conclude(model, one, out))
@@ -607,9 +609,11 @@ def _train(
                 print(f"epoch {epoch + 1}/{max_epochs}: {len(stack.active)} of {len(models)} go on (best {best})")
             if not stack.active:
                 break
-            if now - last_write >= checkpoint_seconds():
+            if interruption.is_asked() or now - last_write >= checkpoint_seconds():
                 write(epoch + 1, finished=False)
                 last_write = time.monotonic()
+            if interruption.is_asked():
+                interruption.stop()
         write(max_epochs, finished=True)
     return progress
 
