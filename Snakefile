@@ -33,6 +33,11 @@ rule networks:
         NETWORK_FILES,
 
 
+rule recordings:
+    input:
+        RECORDING_FILES,
+
+
 rule datasets:
     input:
         DATASET_FILES,
@@ -59,6 +64,7 @@ rule figures:
 
 
 include: "workflow/rules/networks.smk"
+include: "workflow/rules/recordings.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/fits.smk"
 include: "workflow/rules/dynamics.smk"

@@ -9,12 +9,14 @@ import yaml
 
 from ctdb import config
 from ctdb.config import FitsEntry, data_path, load
+from ctdb.datasets.ibl.recording import RECORDINGS
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError
 from ctdb.figures import FIGURES
 from ctdb.models import MODELS
 from ctdb.models.observations import OBSERVATIONS
 from ctdb.networks import NETWORKS
+from ctdb.settings import DynamicsSettings
 from ctdb.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -171,6 +173,74 @@ def test_fits_are_datasets_by_models_by_sweep_by_seeds(written):
 )  # fmt: skip
 def test_each_mistake_is_told_with_its_path_and_the_nearest_name(written, old, new, expected):
     assert expected in problem(written((old, new)))
+
+
+DYNAMICS = (
+    GOOD.replace("figures:", "dynamics: {spikes: {}}\nfigures:")
+    + """  points: {kind: fixed_points, dataset: spikes, models: [sae, linear], seed: 1}
+  similar: {kind: dsa, dataset: spikes, models: [sae]}
+  ahead: {kind: forecasts, dataset: spikes, models: [linear]}
+  size: {kind: score_against, dataset: spikes, model: sae, key: latent_size}
+  moves: {kind: score_table, dataset: spikes, metrics: [rate_r2, dsa_similarity]}
+"""
+)
+
+
+def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(written):
+    figures = load(written(base=DYNAMICS))["figures"]
+    fits = [["spikes", "sae", 1], ["spikes", "linear", 1]]
+    assert sorted(figures["points"]["needs"]) == sorted(
+        [
+            ["dataset", "spikes"],
+            ["dynamics", "spikes"],
+            *(["fit", *fit] for fit in fits),
+            *(["dynamics", *fit] for fit in fits),
+        ]
+    )
+    assert figures["similar"]["needs"] == [["dsa", "spikes"]]
+    assert ["dynamics", "spikes", "linear", 0] in figures["ahead"]["needs"]
+    assert {name for name, figure in figures.items() if figure["interactive"]} == {"points"}
+    assert all(figure["interactive"] in (True, False) for figure in figures.values())
+    plain = ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: [rate_r2]}")
+    assert load(written(plain))["figures"]["table"]["settings"]["metrics"] == ["rate_r2"]  # without dynamics
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("fixed_points, dataset: spikes", "fixed_points, dataset: mine", "figures.points.dataset: needs `dynamics.mine`, which is not there; add it"),
+        ("models: [sae, linear], seed: 1", "models: [sae, liner]", "figures.points.models: no model fitted to 'spikes' is called 'liner'; did you mean 'linear'?"),
+        ("seed: 1}", "seed: 2}", "figures.points.seed: 'sae' is fitted to 'spikes' with seeds [0, 1] only"),
+        ("dynamics: {spikes: {}}", "dynamics: {spikes: {dsa: null}}", "figures.similar.dataset: needs `dynamics.spikes.dsa`, which is null; give it"),
+        ("dsa, dataset: spikes, models: [sae]", "dsa, dataset: spikes, models: [sea]", "figures.similar.models[0]: no model fitted to 'spikes' is called 'sea'; did you mean 'sae'?"),
+        ("model: sae, key", "model: linear, key", "figures.size.model: no model swept on 'spikes' is called 'linear'; valid: sae"),
+        ("score_against, dataset: spikes", "score_against, dataset: mine", "figures.size.model: no model swept on 'mine' is called 'sae'; there is none to choose from"),
+        ("key: latent_size}", "key: latent}", "figures.size.key: no setting swept in 'sae' is called 'latent'; did you mean 'latent_size'?"),
+        ("latent_size: [2, 3],", "dropout: [0, 0.3],", "figures.size.key: no setting swept in 'sae' is called 'latent_size'"),
+        ("dynamics: {spikes: {}}", "dynamics: {mine: {}}", "figures.moves.metrics[1]: 'dsa_similarity' needs `dynamics.spikes`, which is not there; add it"),
+        ("rate_r2, dsa_similarity", "rate_r2, dsa_similaritty", "figures.moves.metrics[1]: no metric is called 'dsa_similaritty'; did you mean 'dsa_similarity'?"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_figures_of_dynamics_and_sweeps_are_told(written, old, new, expected):
+    assert expected in problem(written((old, new), base=DYNAMICS))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "expected"),
+    [
+        ("training.backend", "[eager, torch]", "figures.size.key: 'training.backend' takes 'eager', which is no number; sweep over numbers"),
+        ("initial_state_dropout", "[0, 0.5]", "figures.size.log_x: 'initial_state_dropout' takes 0, which has no logarithm; set it to false"),
+    ],
+)  # fmt: skip
+def test_a_figure_against_what_its_axis_cannot_show_is_refused(written, key, values, expected):
+    swept = (
+        ("latent_size: [2, 3], training.learning_rate: [1e-3, 0.01]", f"{key}: {values}"),
+        ('models: [sae, "sae@latent_size=2,training.learning_rate=0.001"]', "models: [sae]"),
+    )
+    assert expected in problem(written(*swept, ("key: latent_size}", f"key: {key}}}"), base=DYNAMICS))
+    if "log_x" in expected:
+        plain = load(written(*swept, ("key: latent_size}", f"key: {key}, log_x: false}}"), base=DYNAMICS))
+        assert plain["figures"]["size"]["settings"]["log_x"] is False
 
 
 @pytest.mark.parametrize(
@@ -344,6 +414,12 @@ def test_numbers_in_exponent_form_are_numbers(written):
     assert load(written(("1e-3", "2e-4")))["models"]["sae"]["training"]["learning_rate"] == 2e-4
 
 
+def test_an_id_that_begins_like_a_number_is_text(written):
+    recording = "recordings:\n  site: {kind: ibl, sessions: [{pid: 94e948c1-f7be-4868-893a-f7cd2df3313e}]}\ndatasets:"
+    plan = load(written(("datasets:", recording)))
+    assert plan["recordings"]["site"]["sessions"][0]["pid"] == "94e948c1-f7be-4868-893a-f7cd2df3313e"
+
+
 def test_an_absent_file_is_told(tmp_path):
     assert "No such file" in problem(tmp_path / "nowhere.yaml")
 
@@ -360,7 +436,7 @@ def test_data_paths_expand_the_environment(monkeypatch):
     monkeypatch.setenv("CTDB_DATA", "/data")
     assert data_path("$CTDB_DATA/a.h5") == Path("/data/a.h5")
     monkeypatch.delenv("CTDB_DATA")
-    assert data_path("${CTDB_DATA}/a.h5") == Path(config.DEFAULT_DATA) / "a.h5"
+    assert data_path("${CTDB_DATA}/a.h5") == Path(config.DEFAULT_FOLDERS["CTDB_DATA"]) / "a.h5"
     assert data_path("~/a.h5") == Path.home() / "a.h5"
 
 
@@ -408,7 +484,8 @@ def keys_of(settings) -> dict[str, object]:
 
 def all_settings() -> list:
     registries = (TASKS, NETWORKS, DATASETS, MODELS, FIGURES)
-    return [*(registry[kind].Settings for registry in registries for kind in registry.modules), FitsEntry]
+    of_kinds = [registry[kind].Settings for registry in registries for kind in registry.modules]
+    return [*of_kinds, *RECORDINGS.values(), DynamicsSettings, FitsEntry]
 
 
 def test_nested_keys_are_found_at_every_depth():

@@ -69,7 +69,7 @@ def make_data(n_recon_bins=BINS, lengths=False, heldin=HELDIN):
             condition=np.arange(n_trials) % 2,
             n_bins=rng.integers(5, n_recon_bins + 1, size=n_trials) if lengths else None,
         )
-    return SpikeDataset(splits, bin_s=0.01)
+    return SpikeDataset(splits, bin_s=0.01, names={"condition": ["left", "right"]})
 
 
 def without(data, *fields):
@@ -231,7 +231,7 @@ NOT_APPLICABLE = {
     "forward": (lambda: make_data(), NEED_LATER_BINS),
     "inputs": (lambda: without(make_data(AHEAD), "inputs_true"), NEED_INPUTS),
     "behaviour": (lambda: without(make_data(AHEAD), "behavior"), NEED_BEHAVIOR),
-    "condition": (lambda: without(make_data(AHEAD), "condition"), {"behavior_r2_uive"}),
+    "condition": (lambda: without(make_data(AHEAD), "condition"), {"behavior_r2_uive", "condition_accuracy"}),
     "counts": (lambda: replace(make_data(AHEAD), signal="continuous"), NEED_COUNTS),
 }
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
+from ctdb.datasets.ibl.recording import RECORDINGS
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError, WriteError, nearest
 from ctdb.figures import FIGURES
@@ -33,8 +34,8 @@ from ctdb.tasks import TASKS
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 SWEEP_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
-DEFAULT_DATA = "../shared/data"
-"""Stands for ``$CTDB_DATA`` in a path where the environment does not set it."""
+DEFAULT_FOLDERS = {"CTDB_DATA": "../shared/data", "CTDB_IBL_CACHE": "../ibl_cache"}
+"""Stand for these variables in a path where the environment does not set them."""
 
 
 class FitsEntry(Settings):
@@ -68,6 +69,7 @@ class Layout(Settings):
     results: str = "results"
     tasks: dict[str, dict[str, Any]] = {}
     networks: dict[str, dict[str, Any]] = {}
+    recordings: dict[str, dict[str, Any]] = {}
     datasets: dict[str, dict[str, Any]]
     models: dict[str, dict[str, Any]]
     fits: NonEmpty[FitsEntry]
@@ -89,10 +91,11 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
 
     Returns
     -------
-    The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `datasets`, `models` and `figures`
-    (with what each `needs`) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`,
-    dataset to its analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and how to `install`
-    them; and `modules`, section to kind to the module that defines it.
+    The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
+    and `figures` (with what each `needs`, and whether it has an `interactive` page) with all defaults filled in;
+    `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
+    `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
+    that defines it.
 
     Raises
     ------
@@ -120,9 +123,10 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
 
 
 def data_path(path: str) -> Path:
-    """Path of a user's file, with ``~`` and environment variables expanded; ``$CTDB_DATA`` has a default."""
-    if "CTDB_DATA" not in os.environ:
-        path = path.replace("${CTDB_DATA}", DEFAULT_DATA).replace("$CTDB_DATA", DEFAULT_DATA)
+    """Path of a user's file or folder, with ``~`` and environment variables expanded; some of these have defaults."""
+    for variable, folder in DEFAULT_FOLDERS.items():
+        if variable not in os.environ:
+            path = path.replace(f"${{{variable}}}", folder).replace(f"${variable}", folder)
     return Path(os.path.expandvars(path)).expanduser()
 
 
@@ -147,7 +151,7 @@ class _Checker:
         layout = self._validate(Layout, self.raw, "")
         self._give_up_if_wrong()
         results = self._results(layout.results)
-        for section in ("tasks", "networks", "datasets", "models", "figures"):
+        for section in ("tasks", "networks", "recordings", "datasets", "models", "figures"):
             self._distinct(section, getattr(layout, section))
         tasks = self._kinds("tasks", layout.tasks, TASKS)
         for name, task in tasks.items():
@@ -163,6 +167,7 @@ class _Checker:
             self._known("task", task, layout.tasks, f"networks.{name}.task")
             if name in networks:
                 networks[name]["task"] = task
+        recordings = self._recordings(layout.recordings)
         datasets = self._datasets(layout, tasks)
         models = self._kinds("models", layout.models, MODELS)
         figures = self._kinds("figures", layout.figures, FIGURES)
@@ -180,7 +185,13 @@ class _Checker:
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics", DYNAMICS_SCORES)
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
-            figures[name] = {"settings": settings, "needs": [list(need) for need in needs]}
+            self._figure_of_dynamics(name, settings, layout, fits)
+            self._figure_of_sweep(name, settings, fits)
+            figures[name] = {
+                "settings": settings,
+                "needs": [list(need) for need in needs],
+                "interactive": FIGURES[settings["kind"]].interactive is not None,
+            }
         self._give_up_if_wrong()
         registries = {
             "tasks": TASKS,
@@ -194,6 +205,7 @@ class _Checker:
             "results": results,
             "tasks": tasks,
             "networks": networks,
+            "recordings": recordings,
             "datasets": datasets,
             "models": models,
             "fits": fits,
@@ -244,6 +256,42 @@ class _Checker:
             expected = f"one of {sessions}" if sessions else "none: the dataset is one session"
             self.problems.append(f"figures.{figure}.session: is {settings['session']!r}; expected {expected}")
 
+    def _figure_of_dynamics(
+        self, figure: str, settings: Mapping[str, Any], layout: Layout, fits: list[dict[str, Any]]
+    ) -> None:
+        """Refuse scores of dynamics that are not analysed, and systems that are not among those compared."""
+        dataset = settings.get("dataset")
+        for index, metric in enumerate(layout.figures[figure].get("metrics", [])):
+            if metric in DYNAMICS_SCORES and dataset in layout.datasets and dataset not in layout.dynamics:
+                where = f"figures.{figure}.metrics[{index}]"
+                self.problems.append(f"{where}: {metric!r} needs `dynamics.{dataset}`, which is not there; add it")
+        if settings["kind"] == "dsa":
+            fitted = {fit["model"] for fit in fits if fit["dataset"] == dataset}
+            for index, model in enumerate(settings["models"]):
+                self._known(f"model fitted to {dataset!r}", model, fitted, f"figures.{figure}.models[{index}]")
+
+    def _figure_of_sweep(self, figure: str, settings: Mapping[str, Any], fits: list[dict[str, Any]]) -> None:
+        """Refuse a figure against a setting that is not swept, or over no numbers that its axis can show."""
+        if "key" not in settings:
+            return
+        dataset, model, key = settings["dataset"], settings["model"], settings["key"]
+        sweeps: dict[str, list[dict[str, Any]]] = {}
+        for fit in fits:
+            if fit["dataset"] == dataset and (point := json.loads(fit["sweep"])):
+                sweeps.setdefault(fit["model"].partition("@")[0], []).append(point)
+        where = f"figures.{figure}"
+        if not self._known(f"model swept on {dataset!r}", model, sweeps, f"{where}.model"):
+            return
+        if not self._known(f"setting swept in {model!r}", key, set().union(*sweeps[model]), f"{where}.key"):
+            return
+        values = [point[key] for point in sweeps[model] if key in point]
+        if odd := [value for value in values if isinstance(value, bool | str)]:
+            self.problems.append(f"{where}.key: {key!r} takes {odd[0]!r}, which is no number; sweep over numbers")
+        elif settings["log_x"] and min(values) <= 0:
+            self.problems.append(
+                f"{where}.log_x: {key!r} takes {min(values):g}, which has no logarithm; set it to false"
+            )
+
     def _kinds(self, section: str, entries: Mapping[str, dict[str, Any]], registry: Registry) -> dict[str, Any]:
         """Entries of a section, each checked by the settings of its kind, with defaults filled in."""
         checked = {}
@@ -253,6 +301,17 @@ class _Checker:
                 "kind", entry.get("kind"), registry.modules, f"{where}.kind"
             ):
                 settings = self._validate(registry[entry["kind"]].Settings, entry, where)
+                if settings is not None:
+                    checked[name] = settings.model_dump()
+        return checked
+
+    def _recordings(self, entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Settings of recordings, each checked by its kind, with defaults filled in."""
+        checked = {}
+        for name, entry in entries.items():
+            where = f"recordings.{name}"
+            if self._good_name(name, where) and self._known("kind", entry.get("kind"), RECORDINGS, f"{where}.kind"):
+                settings = self._validate(RECORDINGS[entry["kind"]], entry, where)
                 if settings is not None:
                     checked[name] = settings.model_dump()
         return checked
@@ -269,6 +328,8 @@ class _Checker:
                 if what == "activity":
                     self._activity(names, layout.networks, tasks, where)
                     self._behavior(settings, tasks.get(layout.networks.get(names[0], {}).get("task")), where)
+                elif what == "recording":
+                    self._known("recording", names[0], layout.recordings, f"{where}.recording")
                 elif what == "dataset":
                     key = "dataset" if "dataset" in settings else f"datasets[{index}]"
                     if self._known("dataset", names[0], layout.datasets, f"{where}.{key}"):
@@ -439,7 +500,7 @@ class _Checker:
                 self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}`, which is not there; add it")
             elif what == "dsa" and layout.dynamics[names[0]].dsa is None:
                 self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}.dsa`, which is null; give it")
-            elif what == "fit" or (what == "dynamics" and len(names) == 3):
+            elif what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
                 dataset, model, seed = names
                 of_dataset = {fit["model"] for fit in fits if fit["dataset"] == dataset}
                 seeds = {fit["seed"] for fit in fits if (fit["dataset"], fit["model"]) == (dataset, model)}
@@ -578,5 +639,5 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

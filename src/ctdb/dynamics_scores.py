@@ -219,6 +219,7 @@ def true_dynamics(
     scores, facts = comparison.of(system, points) if loaded is not None else ({}, {})
     if in_loop:  # alone it is another system
         scores = {name: score for name, score in scores.items() if name not in EXPONENT_SCORES}
+        facts = {name: value for name, value in facts.items() if not name.startswith("lyapunov")}
     write_hdf5(Path(out) / FACTS, facts, {"format": FORMAT, "status": "ok", "compares_points": alone})
     floor, _ = comparison.of(comparison.still, no_points(1))
     floor = {name: score for name, score in floor.items() if name not in EXPONENT_SCORES}

@@ -16,6 +16,34 @@ class DatasetError(CtdbError):
     """A spike file lacks a key or holds values that cannot be spike counts."""
 
 
+class IblError(DatasetError):
+    """A recording of the International Brain Laboratory cannot be used as asked."""
+
+
+class IblAccessError(IblError):
+    """The database of recordings cannot be reached, or does not let this user in."""
+
+
+class IblMissingError(IblError):
+    """A session, probe, revision or file of a recording is not there."""
+
+
+class IblChecksumError(IblError):
+    """A file of a recording has not the size or the md5 that its record tells."""
+
+
+class IblNoUnitsError(IblError):
+    """Too few units of a recording are left when all filters have acted."""
+
+
+class IblNoTrialsError(IblError):
+    """Too few trials or windows of a recording are left when all filters have acted."""
+
+
+class IblPrepareError(IblError):
+    """Files of a recording do not go together, lack a column, or do not suit the settings."""
+
+
 class TaskError(CtdbError):
     """Trials of a task cannot be drawn or run as the settings ask."""
 

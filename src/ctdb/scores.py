@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import gaussian_filter1d
 
 from ctdb.datasets import SPLITS, MultiSession, SpikeDataset
 from ctdb.errors import MetricError
@@ -34,7 +35,10 @@ COLUMNS = {
 """Columns of the table. `low` and `high` bound the 95 % bootstrap interval over trials, where the score is a ratio of
 sums over them; `sweep` is a JSON mapping; `session` is empty for a dataset of one."""
 
-FLOOR, CEILING, BASELINE = "floor_mean_rate", "ceiling_true_rates", "baseline_ridge_on_spikes"
+FLOOR, CEILING = "floor_mean_rate", "ceiling_true_rates"
+BASELINE, SMOOTHED = "baseline_ridge_on_spikes", "baseline_smoothed_spikes"
+SMOOTHING_S = 0.05
+"""Standard deviation of the Gaussian that smooths spikes, in seconds."""
 
 
 def score_fit(
@@ -88,7 +92,8 @@ def score_anchors(
 ) -> pd.DataFrame:
     """Score what no fit should fall below, each neuron's mean train rate, and what none can pass, the true rates.
 
-    Where there is behaviour, a ridge regression from the spikes themselves is a baseline for what a model decodes.
+    Where there is behaviour, a ridge regression from the spikes themselves is a baseline for what a model decodes; and
+    smoothed spikes are one for what is decoded from its factors.
 
     The mean is over the bins that a model sees, as is the null model of bits per spike, so that the floor scores 0
     there. Parameters are those of :func:`score_fit`; `name` fills the column `dataset`. The ceiling has rows where the
@@ -123,15 +128,31 @@ def _anchors(dataset: SpikeDataset) -> list[tuple[str, str, dict[str, dict[str, 
         anchors.append((CEILING, "ceiling", ceiling))
     if dataset.n_behaviors:
         anchors.append((BASELINE, "baseline", _decoded_from_spikes(dataset)))
+    anchors.append((SMOOTHED, "baseline", {split: {"factors": one} for split, one in _smoothed(dataset).items()}))
     return anchors
+
+
+def _heldin_spikes(dataset: SpikeDataset) -> dict[str, np.ndarray]:
+    return {
+        split: np.where(trials.observed()[:, : dataset.n_bins, : dataset.n_heldin], trials.encod_data, 0)
+        for split, trials in dataset.splits.items()
+    }
+
+
+def _smoothed(dataset: SpikeDataset) -> dict[str, np.ndarray]:
+    """Held-in spikes smoothed by a Gaussian, in place of factors: what needs no model either."""
+    width, unseen = SMOOTHING_S / dataset.bin_s, dataset.n_recon_bins - dataset.n_bins
+    return {
+        split: np.pad(
+            gaussian_filter1d(spikes.astype(np.float64), width, axis=1, mode="constant"), ((0, 0), (0, unseen), (0, 0))
+        )
+        for split, spikes in _heldin_spikes(dataset).items()
+    }
 
 
 def _decoded_from_spikes(dataset: SpikeDataset) -> dict[str, dict[str, np.ndarray]]:
     """Behaviour by ridge regression from the held-in spikes of all bins: what needs no model of dynamics."""
-    spikes = {
-        split: np.where(trials.observed()[:, : dataset.n_bins, : dataset.n_heldin], trials.encod_data, 0)
-        for split, trials in dataset.splits.items()
-    }
+    spikes = _heldin_spikes(dataset)
     behavior = {split: known_behavior(Case(dataset, {}, split), split) for split in dataset.splits}
     return {split: {"behavior": value} for split, value in decode(spikes, behavior, "sequence").items()}
 

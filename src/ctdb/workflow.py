@@ -54,7 +54,24 @@ def plan(chosen: Sequence[Path | str], overrides: Mapping[str, Any], default: Pa
     left = _without(checked, absent) if absent else checked
     if not left["fits"]:
         raise ConfigError(f"{path}: nothing is left to fit: the file of every dataset of `fits` is absent")
+    _refuse_absent_recordings(left, path)
     return left
+
+
+def recordings_in_use(checked: Mapping[str, Any]) -> list[str]:
+    """Recordings that a dataset is made from; the others are not fetched."""
+    sources = (source for dataset in checked["datasets"].values() for source in dataset["sources"])
+    return sorted({name for what, name, *_ in sources if what == "recording"})
+
+
+def _refuse_absent_recordings(checked: Mapping[str, Any], path: Path | str) -> None:
+    """Told before any job starts: what a recording in use is fetched from, where that is on this machine."""
+    for name in recordings_in_use(checked):
+        settings = checked["recordings"][name]
+        if settings["kind"] == "ibl_local" and not (folder := config.data_path(settings["cache_dir"])).is_dir():
+            raise ConfigError(f"{path}: recordings.{name}.cache_dir: there is no folder {folder}; correct the path")
+        if settings.get("manifest") and not (file := config.data_path(settings["manifest"])).is_file():
+            raise ConfigError(f"{path}: recordings.{name}.manifest: there is no file {file}; correct the path")
 
 
 def _refuse_missing_packages(plan: Mapping[str, Any], path: Path | str) -> None:
@@ -205,7 +222,7 @@ def _absent_files(checked: Mapping[str, Any], path: Path | str) -> list[str]:
     absent = []
     for name, settings in checked["datasets"].items():
         files = [config.data_path(path) for what, path, *_ in settings["sources"] if what == "file"]
-        file = next((file for file in files if not file.is_file()), None)
+        file = next((file for file in files if not file.exists()), None)
         if file is None:
             continue
         if not settings["settings"].get("optional"):
@@ -239,7 +256,7 @@ def _without(checked: dict[str, Any], absent: Sequence[str]) -> dict[str, Any]:
         return all(is_made(what, names) for what, *names in figure["needs"])
 
     def is_made(what: str, names: list[Any]) -> bool:
-        if what == "fit" or (what == "dynamics" and len(names) == 3):
+        if what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
             return tuple(names) in fits
         return what not in ("dataset", "dynamics", "dsa") or names[0] not in absent
 

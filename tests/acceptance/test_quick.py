@@ -9,6 +9,7 @@ import h5py
 import pandas as pd
 import pytest
 
+from ctdb.dynamics import FixedPoints
 from project import REPOSITORY, lay_out
 
 pytestmark = pytest.mark.acceptance
@@ -83,8 +84,39 @@ def test_band_decodes_reaches_better_than_a_ridge_on_spikes_and_nothing_from_shu
     assert score(demo, "chewie_shuffled", "band", "behavior_r2", "test") <= 0.05
 
 
+def test_dynamics_tell_fits_apart_that_follow_the_same_trajectories(demo):
+    points = FixedPoints.load(demo / "dynamics/nbff/fixed_points.h5")
+    assert points.index.bincount().tolist() == [8, 12, 6, 1]
+    assert points.residual.max() < 1e-11
+    for metric in ("fixed_point_recall", "fixed_point_index", "fixed_point_edges", "flow_field_r2"):
+        assert score(demo, "nbff", "ceiling_true_rates", metric, "test") == pytest.approx(1, abs=1e-6)
+        assert score(demo, "nbff", "floor_mean_rate", metric, "test") == pytest.approx(0, abs=0.01)
+    for fit in ("sae_gru", "lfads"):
+        assert score(demo, "nbff", fit, "fixed_point_recall", "test") >= 0.9
+        assert score(demo, "nbff", fit, "fixed_point_index", "test") >= 0.9
+        assert score(demo, "nbff", fit, "flow_field_r2", "test") > 0.8
+        assert score(demo, "nbff", fit, "dsa_similarity", "test") > 0.5
+    assert score(demo, "nbff", "lds", "fixed_point_recall", "test") < 0.1
+    assert score(demo, "nbff", "lds", "flow_field_r2", "test") < 0.7
+    scores = pd.read_parquet(demo / "scores.parquet")
+    swept = scores[(scores["dataset"] == "nbff") & (scores["metric"] == "state_r2_inferred_to_true")]
+    swept = swept[swept["model"].str.startswith("gru@") & (swept["split"] == "test")].sort_values("value")
+    assert [json.loads(one)["latent_size"] for one in swept["sweep"]] == [3, 8, 32]  # a larger state holds more of it
+
+
+def test_ibl_sessions_are_fitted_above_the_floor_and_band_decodes_the_wheel_best(demo):
+    for fit in ("ibl_lfads", "ibl_band"):
+        assert score(demo, "ibl", fit, "bits_per_spike_heldout", "test") > 0.03
+    wheel = score(demo, "ibl", "ibl_band", "behavior_r2", "test")
+    assert wheel > score(demo, "ibl", "baseline_ridge_on_spikes", "behavior_r2", "test") + 0.05
+    assert score(demo, "ibl", "ibl_lfads", "condition_accuracy", "test") > 0.9
+    if (demo / "datasets/ibl_mo.h5").exists():
+        low = pd.read_parquet(demo / "scores.parquet").set_index(["dataset", "model", "metric", "split"])["low"]
+        assert low["ibl_mo", "ibl_mo_lfads", "bits_per_spike_heldin", "test"] > 0
+
+
 def test_every_figure_has_its_pdf_png_and_csv(demo):
-    figures = {path.stem for path in (demo / "figures").iterdir()}
+    figures = {path.stem for path in (demo / "figures").iterdir() if path.suffix != ".html"}
     assert {"task_performance", "nbff_rates", "nbff_latents", "nbff_scores"} <= figures
     for figure in figures:
         assert (demo / f"figures/{figure}.pdf").read_bytes()[:5] == b"%PDF-"

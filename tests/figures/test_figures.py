@@ -185,6 +185,63 @@ def test_a_score_table_of_fits_that_all_failed_is_drawn(tmp_path):
     assert table["mean"].isna().all()
 
 
+def texts_of_score_table(files, **options):
+    figure = FIGURES["score_table"]
+    settings = figure.Settings(kind="score_table", dataset="some", **options)
+    canvas, table = figure.draw(settings, {need: str(path) for need, path in files.items()})
+    (ax,) = canvas.axes
+    seen = [text.get_text() for text in ax.texts], [patch.get_facecolor() for patch in ax.patches]
+    plt.close(canvas)
+    return table, *seen
+
+
+def test_a_score_without_an_interval_has_none_in_its_cell(tmp_path):
+    value = {"split": "test", "role": "fit", "model": "gru", "seed": 0}
+    rows = [
+        value | {"metric": "forecast_skill", "value": 0.75},
+        value | {"metric": "flow_field_r2", "value": 0.5, "low": 0.25, "high": 0.625},
+    ]
+    files = scores_file(tmp_path / "scores.parquet", rows)
+    table, texts, _ = texts_of_score_table(files, metrics=["forecast_skill", "flow_field_r2"])
+    assert texts == ["0.750", "0.500", "0.250 … 0.625"]
+    assert table.set_index("metric")["range_of"].fillna("").to_dict() == {"forecast_skill": "", "flow_field_r2": "bootstrap over trials"}  # fmt: skip
+    more = scores_file(tmp_path / "more.parquet", [*rows, rows[0] | {"seed": 1, "value": 0.25}])
+    table, texts, _ = texts_of_score_table(more, metrics=["forecast_skill"])
+    assert texts == ["0.500", "0.250 … 0.750"]
+    assert table["range_of"].tolist() == ["seeds"]
+
+
+def test_fits_are_ordered_by_the_first_metric_where_bits_per_spike_is_not_shown(tmp_path):
+    value = {"split": "test", "role": "fit", "seed": 0}
+    scores = {"poor": (0.1, 0.9, 0.3), "good": (0.3, 0.1, 0.1), "fair": (0.2, 0.5, 0.2)}
+    metrics = ["flow_field_r2", "forecast_skill", "bits_per_spike_heldin"]
+    rows = [value | {"model": model, "metric": metric, "value": one} for model, own in scores.items() for metric, one in zip(metrics, own, strict=True)]  # fmt: skip
+    files = scores_file(tmp_path / "scores.parquet", rows)
+    for shown, expected in (
+        (metrics[:2], ["good", "fair", "poor"]),
+        (metrics[1::-1], ["poor", "fair", "good"]),
+        (metrics, ["poor", "fair", "good"]),
+    ):
+        table, *_ = texts_of_score_table(files, metrics=shown)
+        assert list(dict.fromkeys(table["model"])) == expected
+
+
+def test_scores_in_units_of_their_own_have_no_shade(tmp_path):
+    value = {"split": "test", "role": "fit", "seed": 0}
+    rows = [value | {"model": f"m{k}", "metric": metric, "value": k / 2} for k in range(3) for metric in ("lyapunov_max", "flow_field_r2")]  # fmt: skip
+    files = scores_file(tmp_path / "scores.parquet", rows)
+    for metric, n_shades in (("lyapunov_max", 1), ("flow_field_r2", 3)):
+        _, _, shades = texts_of_score_table(files, metrics=[metric])
+        assert len(set(shades)) == n_shades
+
+
+def test_the_scores_shown_by_default_are_not_those_of_dynamics(tmp_path):
+    value = {"split": "test", "role": "fit", "seed": 0, "model": "gru", "value": 0.5}
+    files = scores_file(tmp_path / "scores.parquet", [value | {"metric": metric} for metric in ("rate_r2", "flow_field_r2", "input_r2_inferred_to_true")])  # fmt: skip
+    table, *_ = texts_of_score_table(files)
+    assert set(table["metric"]) == {"rate_r2", "input_r2_inferred_to_true"}
+
+
 def test_padding_does_not_move_the_states_in_the_figure(make_dataset, tmp_path):
     tables = []
     for fill in (0.0, 50.0):

@@ -47,7 +47,8 @@ def make(missing=0.0, short=False):
             key: (value if "rates" in key else value + rng.normal(size=value.shape)).astype(np.float32)
             for key, value in noisy.items()
         }
-    return SpikeDataset(splits, 0.01, missing_spikes=missing > 0), outputs
+    names = {"condition": ["left", "right"]}
+    return SpikeDataset(splits, 0.01, names, missing_spikes=missing > 0), outputs
 
 
 def filled(value, n_bins, fill):

@@ -5,6 +5,7 @@ import sys
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
+from ctdb.datasets.ibl.recording import HOW, SYNTHETIC
 from ctdb.errors import CtdbError
 from ctdb.metrics.case import COSTLY
 from ctdb.resources import NAMES, Needs, threads
@@ -37,6 +38,7 @@ SITE = f"{workflow.basedir}/workflow/profiles/slurm/site.yaml"
 wildcard_constraints:
     task="[^/]+",
     network="[^/]+",
+    recording="[^/]+",
     dataset="[^/]+",
     model="[^/]+",
     figure="[^/]+",
@@ -140,6 +142,33 @@ def dataset_settings(wildcards):
     return {key: value for key, value in settings.items() if key not in {"path", "optional"}}
 
 
+def recording_file(recording):
+    """Manifest of a recording."""
+    return f"{RESULTS}/recordings/{recording}.json"
+
+
+def recording_folder(recording):
+    """Folder that the paths in a recording's manifest are relative to."""
+    settings = PLAN["recordings"][recording]
+    if settings["kind"] == "ibl_synthetic":
+        return f"{RESULTS}/recordings/{recording}/cache"
+    return str(data_path(settings["cache_dir"]))
+
+
+def recording_settings(recording, *keys):
+    """Settings of a recording: those named, or all but those of how and where."""
+    settings = PLAN["recordings"][recording]
+    chosen = keys or [key for key in settings if key not in HOW]
+    return {key: settings[key] for key in chosen if key in settings}
+
+
+def recording_folders(wildcards, resources):
+    """Folders of a dataset's recordings. That it asks for `resources` keeps them from being triggers: where files lie
+    changes no result, and the manifest says which they are."""
+    sources = PLAN["datasets"][wildcards.dataset]["sources"]
+    return [recording_folder(name) for what, name, *_ in sources if what == "recording"]
+
+
 def fit_of(wildcards):
     """The fit that an output path belongs to."""
     return FITS[wildcards.dataset, wildcards.model, int(wildcards.seed)]
@@ -171,10 +200,12 @@ def needed_file(what, *names):
     if what == "activity":
         network, seed, variant = names
         return network_file(network, seed, f"activity@{variant}.h5" if variant else "activity.h5")
+    if what == "recording":
+        return recording_file(names[0])
     if what == "dataset":
         return f"{RESULTS}/datasets/{names[0]}.h5"
-    if what == "fit":
-        return fit_file(*names, "output.h5")
+    if what in ("fit", "history"):
+        return fit_file(*names, "output.h5" if what == "fit" else "history.csv")
     if what == "dynamics":
         return dynamics_file(*names, name="dynamics.h5")
     if what == "dsa":
@@ -195,6 +226,7 @@ DYNAMICS_SCORES = (
     + [dynamics_file(*fit, name="scores.csv") for fit in DYNAMICS_FITS]
     + [dynamics_file(dataset, name="dsa.csv") for dataset, wanted in PLAN["dynamics"].items() if wanted["dsa"]]
 )
+RECORDING_FILES = [recording_file(name) for name in ctdb_workflow.recordings_in_use(PLAN)]
 DATASET_FILES = expand(f"{RESULTS}/datasets/{{dataset}}.h5", dataset=PLAN["datasets"])
 NETWORK_FILES = sorted(
     {
@@ -208,3 +240,5 @@ FIT_FILES = [
     fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
 ] + [fit_file(*fit, "continuous.h5") for fit in FITS if PLAN["datasets"][fit[0]]["settings"]["kind"] == "continuous"]
 FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])
+PAGES = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
+FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.html", figure=PAGES)

@@ -16,6 +16,7 @@ rule dataset:
         **needs("dataset"),
     params:
         settings=dataset_settings,
+        folders=recording_folders,
         code=lambda wildcards: code(
             "dataset.py", MODULES["datasets"][PLAN["datasets"][wildcards.dataset]["settings"]["kind"]]
         ),

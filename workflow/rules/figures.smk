@@ -26,3 +26,25 @@ rule figure:
         ),
     script:
         "../scripts/figure.py"
+
+
+rule interactive:
+    input:
+        lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
+    output:
+        report(f"{RESULTS}/figures/{{figure}}.html", category="Figures", labels={"figure": "{figure}, interactive"}),
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.interactive.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/{{figure}}.interactive.tsv"
+    wildcard_constraints:
+        figure="|".join(PAGES) or "(?!)",
+    params:
+        settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
+        needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        style=STYLE,
+        code=lambda wildcards: code(
+            "interactive.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
+        ),
+    script:
+        "../scripts/interactive.py"

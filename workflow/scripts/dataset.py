@@ -10,4 +10,5 @@ with job(snakemake.log[0], snakemake.threads):
     kind = DATASETS[settings["kind"]]
     if issubclass(kind.Settings, FileBased):
         settings = settings | {"path": snakemake.input[0]}
-    write(snakemake.output[0], kind.prepare(kind.Settings(**settings), list(snakemake.input)))
+    files = [*snakemake.input, *snakemake.params.folders]
+    write(snakemake.output[0], kind.prepare(kind.Settings(**settings), files))

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import missing_key, open_arrays
+from ctdb.datasets.held_out import held_out_last
 from ctdb.datasets.kind import DATASETS, DatasetKind, FileBased, Source
 from ctdb.errors import DatasetError
 from ctdb.seeds import numpy_generator
@@ -28,24 +29,19 @@ class ContinuousKeys(Settings):
     inputs_true: str | None = None
 
 
-class ContinuousSettings(FileBased):
-    """Settings of a dataset of kind `continuous`."""
+class BlockedWindows(Settings):
+    """Settings of windows over a recording, dealt to the splits by blocks."""
 
-    kind: Literal["continuous"]
-    keys: ContinuousKeys = ContinuousKeys()
-    bin_s: Positive | None = None
     window_bins: Count
     overlap_bins: int = Field(0, ge=0)
     block_bins: Count
     n_heldout: int = Field(0, ge=0)
     valid_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.1, gt=0, lt=1)
-    missing_spikes: bool = False
-    signal: Literal["spikes", "continuous"] = "spikes"
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _windows_fit(self) -> "ContinuousSettings":
+    def _windows_fit(self) -> "BlockedWindows":
         if self.overlap_bins >= self.window_bins:
             raise ValueError("overlap_bins must be below window_bins")
         if self.block_bins < self.window_bins:
@@ -53,6 +49,16 @@ class ContinuousSettings(FileBased):
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("valid_fraction and test_fraction must leave blocks for train: their sum must be below 1")
         return self
+
+
+class ContinuousSettings(BlockedWindows, FileBased):
+    """Settings of a dataset of kind `continuous`."""
+
+    kind: Literal["continuous"]
+    keys: ContinuousKeys = ContinuousKeys()
+    bin_s: Positive | None = None
+    missing_spikes: bool = False
+    signal: Literal["spikes", "continuous"] = "spikes"
 
 
 @DATASETS.register("continuous")
@@ -92,14 +98,10 @@ class Continuous(DatasetKind):
         n_neurons = signals["spikes"].shape[1]
         if settings.n_heldout >= n_neurons:
             raise DatasetError(f"{path}: `n_heldout` is {settings.n_heldout} but there are {n_neurons} neurons")
-        order = numpy_generator("held-out neurons", settings.seed).permutation(n_neurons)
+        order = held_out_last(np.arange(n_neurons), settings.n_heldout, settings.seed)
         n_heldin = n_neurons - settings.n_heldout
-        order = np.concatenate([np.sort(order[:n_heldin]), np.sort(order[n_heldin:])])
         splits = {}
-        for split, blocks in _deal(settings, n_bins, path).items():
-            start = np.concatenate(
-                [low + window_starts(high - low, settings.window_bins, settings.overlap_bins) for low, high in blocks]
-            )
+        for split, start in blocked_starts(settings, n_bins, path).items():
             rows = start[:, None] + np.arange(settings.window_bins)
             recon = signals["spikes"][rows][:, :, order]
             known = {name: signal[rows] for name, signal in signals.items() if name not in ("spikes", "truth")}
@@ -225,8 +227,14 @@ def merge_fit(dataset: SpikeDataset, inferred: Mapping[str, np.ndarray]) -> dict
     return merged | {"split": member}
 
 
-def _deal(settings: ContinuousSettings, n_bins: int, path: Path | str) -> dict[str, list[tuple[int, int]]]:
-    """Blocks of each split; a rest too short for a window belongs to the last block."""
+def blocked_starts(settings: BlockedWindows, n_bins: int, where: Path | str) -> dict[str, Int[np.ndarray, " windows"]]:
+    """First bins of the windows of each split; a rest too short for a window belongs to the last block.
+
+    Raises
+    ------
+    DatasetError
+        If there are too few blocks for train, valid and test; names `where`.
+    """
     n_blocks = max(1, n_bins // settings.block_bins)
     edges = [*(index * settings.block_bins for index in range(n_blocks)), n_bins]
     blocks = list(pairwise(edges))
@@ -234,9 +242,10 @@ def _deal(settings: ContinuousSettings, n_bins: int, path: Path | str) -> dict[s
     n_test = max(1, round(settings.test_fraction * n_blocks))
     if n_blocks - n_valid - n_test < 1 or n_bins < settings.window_bins:
         raise DatasetError(
-            f"{path}: {n_bins} bins make {n_blocks} blocks of {settings.block_bins}, too few for train, valid and "
+            f"{where}: {n_bins} bins make {n_blocks} blocks of {settings.block_bins}, too few for train, valid and "
             "test; shorten `block_bins`"
         )
     order = numpy_generator("blocks", settings.seed).permutation(n_blocks)
     chosen = {"test": order[:n_test], "valid": order[n_test : n_test + n_valid], "train": order[n_test + n_valid :]}
-    return {split: [blocks[index] for index in sorted(chosen[split])] for split in SPLITS}
+    starts = [low + window_starts(high - low, settings.window_bins, settings.overlap_bins) for low, high in blocks]
+    return {split: np.concatenate([starts[index] for index in sorted(chosen[split])]) for split in SPLITS}

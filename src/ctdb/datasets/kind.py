@@ -10,11 +10,16 @@ from ctdb.datasets.multi_session import MultiSession
 from ctdb.registry import Registry
 from ctdb.settings import Settings
 
-DATASETS = Registry("ctdb.datasets", also=["ctdb.simulation"])
+DATASETS = Registry(
+    "ctdb.datasets",
+    also=["ctdb.simulation", *(f"ctdb.datasets.ibl.{name}" for name in ("continuous", "prepare", "windows"))],
+)
 """Kinds of dataset by name."""
 
 Source = tuple[str | int, ...]
-"""``("file", path)``, ``("dataset", name)`` or ``("activity", network, seed, variant of its task or "")``."""
+"""``("file", path)``, which may be a folder, ``("dataset", name)``, ``("recording", name)``, which stands for the
+recording's manifest and the folder its paths are relative to, or ``("activity", network, seed, variant of its task or
+"")``."""
 
 
 class DatasetSettings(Settings):

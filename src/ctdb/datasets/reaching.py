@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import missing_key, open_arrays
+from ctdb.datasets.held_out import held_out_last
 from ctdb.datasets.kind import DATASETS, DatasetKind, FileBased, Source
 from ctdb.errors import DatasetError
 from ctdb.seeds import numpy_generator
@@ -113,9 +114,8 @@ class Reaching(DatasetKind):
             raise DatasetError(
                 f"{path}: {len(keep)} units fire at least {settings.min_rate_hz} Hz; lower `min_rate_hz` or `n_heldout`"
             )
-        order = numpy_generator("held-out neurons", settings.seed).permutation(keep)
+        order = held_out_last(keep, settings.n_heldout, settings.seed)
         n_heldin = len(keep) - settings.n_heldout
-        order = np.concatenate([np.sort(order[:n_heldin]), np.sort(order[n_heldin:])])
         behavior = np.concatenate([arrays[key][rows].astype(np.float32) for key in keys.behavior], 2)
         split = Split(
             encod_data=counts[:, :, order[:n_heldin]],

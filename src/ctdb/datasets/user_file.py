@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ctdb.datasets.dataset import SPLITS, SpikeDataset, Split, check
 from ctdb.datasets.hdf5 import as_split, missing_key, open_arrays, read
+from ctdb.datasets.held_out import held_out_last
 from ctdb.datasets.kind import DATASETS, DatasetKind, FileBased, Source
 from ctdb.datasets.multi_session import MultiSession
 from ctdb.errors import DatasetError
@@ -184,9 +185,8 @@ def _hold_out(splits: dict[str, Split], settings: FileSettings, path: Path | str
         raise DatasetError(
             f"{path}: `n_heldout` is {settings.n_heldout} but there are {n_neurons} neurons; hold out fewer"
         )
-    order = numpy_generator("held-out neurons", settings.seed).permutation(n_neurons)
+    order = held_out_last(np.arange(n_neurons), settings.n_heldout, settings.seed)
     n_heldin = n_neurons - settings.n_heldout
-    order = np.concatenate([np.sort(order[:n_heldin]), np.sort(order[n_heldin:])])
     moved = {
         name: _replace(
             split,

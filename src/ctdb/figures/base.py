@@ -2,7 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,9 +24,9 @@ WIDTH = 7.1
 """Width of a full page in inches (180 mm)."""
 
 Need = tuple[str | int, ...]
-"""Such as ("activity", network, seed, variant), ("dataset", name), ("fit", dataset, model, seed), ("scores",),
-("dynamics", dataset), ("dynamics", dataset, model, seed) or ("dsa", dataset). The file of dynamics is `dynamics.h5`;
-`fixed_points.h5` lies beside it."""
+"""Such as ("activity", network, seed, variant), ("dataset", name), ("fit", dataset, model, seed) or ("history", ...) of
+the same, ("scores",), ("dynamics", dataset), ("dynamics", dataset, model, seed) or ("dsa", dataset). The file of
+dynamics is `dynamics.h5`; `fixed_points.h5` lies beside it."""
 
 
 class FigureSettings(Settings):
@@ -41,6 +41,8 @@ class Figure(ABC):
     Settings: ClassVar[type[FigureSettings]]
     fields: ClassVar[tuple[str, ...]] = ()
     """Fields that a dataset need not have but this figure does."""
+    interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], str] | None] = None
+    """A kind may have a static method of this name, of the arguments of `draw`: the same as a page, in HTML."""
 
     @staticmethod
     @abstractmethod
@@ -64,6 +66,13 @@ def make(figure: type[Figure], settings: FigureSettings, files: Mapping[Need, st
             canvas.savefig(buffer, format=suffix, metadata=metadata)
             write_bytes(f"{out}.{suffix}", buffer.getvalue())
     write_text(f"{out}.csv", table.to_csv(index=False, float_format="%.6g"))
+
+
+def make_interactive(
+    figure: type[Figure], settings: FigureSettings, files: Mapping[Need, str], out: Path | str
+) -> None:
+    """Write a figure's page to ``{out}.html``; it needs nothing else, and equal inputs give equal bytes."""
+    write_text(f"{out}.html", figure.interactive(settings, files))
 
 
 def read_session(path: str, session: str = "") -> SpikeDataset:

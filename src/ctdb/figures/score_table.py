@@ -26,7 +26,29 @@ LABELS = {
     "behavior_r2": "behaviour\nR²",
     "behavior_r2_uive": "behaviour\nR² (UIVE)",
     "input_r2_inferred_to_true": "input R²\ninferred→true",
+    "flow_field_r2": "flow field\nR²",
+    "forecast_skill": "forecast\nskill",
+    "dsa_similarity": "DSA\nsimilarity",
+    "fixed_point_recall": "fixed points\nfound",
+    "fixed_point_precision": "fixed points\nright",
+    "fixed_point_stability": "stability\nright",
+    "fixed_point_index": "unstable\ndirections",
+    "fixed_point_time_constants": "time\nconstants",
+    "fixed_point_edges": "connections\nof points",
+    "lyapunov_max": "Lyapunov\nmax (1/s)",
+    "kaplan_yorke_dimension": "Lyapunov\ndimension",
+    "procrustes_similarity": "Procrustes\nsimilarity",
+    "power_spectrum_skill": "power\nspectrum",
+    "marginal_wasserstein_skill": "marginals",
+    "cca": "CCA",
+    "cka": "CKA",
 }
+MAIN = list(LABELS)[: list(LABELS).index("flow_field_r2")]
+"""What a table shows where it is not asked for something else."""
+OWN_UNITS = {"lyapunov_max", "kaplan_yorke_dimension"}
+"""Scores that do not run from a floor to a ceiling, and have no shade."""
+RANKING = "bits_per_spike_heldin"
+"""What fits are ordered by where it is shown; otherwise by the first metric."""
 ROLES = ["ceiling", "fit", "baseline", "floor"]
 
 
@@ -35,15 +57,16 @@ class ScoreTableSettings(FigureSettings):
 
     dataset: str
     split: Literal["valid", "test"] | None = None
-    metrics: NonEmpty[str] = list(LABELS)
+    metrics: NonEmpty[str] = MAIN
 
 
 @FIGURES.register("score_table")
 class ScoreTable(Figure):
     """One row per model, one column per metric; shade runs from the floor (light) to the ceiling (dark).
 
-    A cell holds the mean over seeds; below it the 95 % bootstrap interval over trials of a single seed, or the lowest
-    and highest of several seeds. ``n/N`` in a row's name says how many of its fits succeeded, where some did not.
+    A cell holds the mean over seeds; below it the 95 % bootstrap interval over trials of a single seed, if it has one,
+    or the lowest and highest of several seeds. ``n/N`` in a row's name says how many of its fits succeeded, where some
+    did not.
     """
 
     Settings = ScoreTableSettings
@@ -61,15 +84,21 @@ class ScoreTable(Figure):
         session = scores["session"].fillna("")
         named = scores["model"] + " (" + session + ")"
         scores = scores.assign(model=scores["model"].where(session == "", named))
-        split = settings.split or ("test" if (scores["split"] == "test").any() else "valid")
+        split = settings.split or report_split(scores)
         scores = scores[scores["split"] == split]
         metrics = [metric for metric in settings.metrics if (scores["metric"] == metric).any()]
-        table = _summary(scores[scores["metric"].isin(metrics)])
+        first = RANKING if RANKING in metrics else next(iter(metrics), RANKING)
+        table = _summary(scores[scores["metric"].isin(metrics)], first)
         return _draw(settings.dataset, split, table, metrics), table
 
 
-def _summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean and range over seeds of each model and metric, ceiling first, floor last, best fits first in between."""
+def report_split(scores: pd.DataFrame) -> str:
+    """Split that the scores of a dataset are reported on."""
+    return "test" if (scores["split"] == "test").any() else "valid"
+
+
+def _summary(scores: pd.DataFrame, ranking: str) -> pd.DataFrame:
+    """Mean and range over seeds of each model and metric: ceiling, fits from the best in one metric on, floor."""
     rows = []
     for (role, model, metric), group in scores.groupby(["role", "model", "metric"], sort=False):
         good = group[group["status"] == "ok"]
@@ -82,15 +111,15 @@ def _summary(scores: pd.DataFrame) -> pd.DataFrame:
                 "mean": good["value"].mean(),
                 "low": good["value"].min() if several else good["low"].mean(),
                 "high": good["value"].max() if several else good["high"].mean(),
-                "range_of": "seeds" if several else "bootstrap over trials",
+                "range_of": "seeds" if several else "bootstrap over trials" if good["low"].notna().any() else "",
                 "n_ok": len(good),
                 "n": len(group),
             }
         )
     table = pd.DataFrame(rows)
-    ranking = table[table["metric"] == "bits_per_spike_heldin"].set_index("model")["mean"]
+    best = table[table["metric"] == ranking].set_index("model")["mean"]
     table["_role"] = table["role"].map(ROLES.index)
-    table["_rank"] = -table["model"].map(ranking).astype(float)
+    table["_rank"] = -table["model"].map(best).astype(float)
     return table.sort_values(["_role", "_rank", "model", "metric"], ignore_index=True).drop(columns=["_role", "_rank"])
 
 
@@ -113,7 +142,7 @@ def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> 
             )
             colour = "white" if share > 0.7 else "black"
             ax.text(column, row - 0.13, f"{cell['mean']:.{digits}f}", ha="center", va="center", color=colour)
-            if roles[model] == "fit":
+            if roles[model] == "fit" and np.isfinite([cell["low"], cell["high"]]).all():
                 text = f"{cell['low']:.{digits}f} … {cell['high']:.{digits}f}"
                 ax.text(column, row + 0.24, text, ha="center", va="center", color=colour, fontsize=4.5)
     counts = table.groupby("model")[["n_ok", "n"]].max()
@@ -130,7 +159,9 @@ def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> 
 
 
 def _share(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
-    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has the anchors 0 and 1."""
+    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has 0 and 1, own units no shade."""
+    if metric in OWN_UNITS:
+        return 0.0
     anchors = {
         role: cells.loc[(model, metric), "mean"]
         for model, role in roles.items()

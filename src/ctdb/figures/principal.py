@@ -1,0 +1,86 @@
+"""The space that states are drawn in: the first principal components of the true ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+
+from ctdb.datasets import SpikeDataset, Split
+from ctdb.errors import DatasetError
+
+MARGIN = 0.08
+"""Of a panel around what is drawn in it, as a share of that."""
+
+
+@dataclass(frozen=True)
+class PrincipalSpace:
+    """The first principal components, three where there are so many, of the true states of the train trials.
+
+    Attributes
+    ----------
+    centre
+        Mean state.
+    axes
+        Principal axes, with the sign of their largest weight positive.
+    share
+        Share of the variance that each explains.
+    """
+
+    centre: Float[np.ndarray, " states"]
+    axes: Float[np.ndarray, "states axes"]
+    share: Float[np.ndarray, " axes"]
+
+    def __call__(self, states: Float[np.ndarray, "*n states"]) -> Float[np.ndarray, "*n axes"]:
+        """Coordinates of true states, or of states carried into their space."""
+        return (states - self.centre) @ self.axes
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the axes of a panel; time stands before a single component."""
+        components = [f"PC {axis + 1} ({share:.0%})" for axis, share in enumerate(self.share)]
+        return ["time (s)", *components] if len(components) == 1 else components
+
+    @property
+    def projection(self) -> dict[str, str]:
+        """What a panel of this space is made with."""
+        return {"projection": "3d"} if len(self.share) == 3 else {}
+
+    def coordinates(self, trial: Float[np.ndarray, "bins axes"], bin_s: float) -> list[np.ndarray]:
+        """A trajectory by the axes of a panel."""
+        return [bin_s * np.arange(len(trial)), trial[:, 0]] if len(self.share) == 1 else list(trial.T)
+
+    def frame(self, ax: Axes, limits: Sequence[tuple[float, float]]) -> None:
+        """Limits, with a margin, and labels of a panel's axes."""
+        if len(self.share) == 3:
+            ax.set_box_aspect((1, 1, 1), zoom=0.95)
+        for letter, label, (low, high) in zip("xyz", self.labels, limits, strict=False):
+            margin = MARGIN * (high - low)
+            getattr(ax, f"set_{letter}lim")(low - margin, high + margin)
+            getattr(ax, f"set_{letter}label")(label, labelpad=-14 if len(self.share) == 3 else None)
+            if not label.startswith("time"):
+                getattr(ax, f"set_{letter}ticks")([])
+
+
+def principal_space(dataset: SpikeDataset, name: str, figure: str) -> PrincipalSpace:
+    """Principal components of a dataset's true states; raises DatasetError, in the figure's name, without such."""
+    train = dataset["train"]
+    if train.latents is None:
+        raise DatasetError(f"dataset {name!r} has no true latents, which figure `{figure}` needs; draw another dataset")
+    states = train.latents[valid_bins(train)].astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(states.T).reshape(states.shape[1], -1))
+    vectors = vectors[:, ::-1][:, :3]
+    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
+    return PrincipalSpace(states.mean(0), vectors * signs, values[::-1][:3] / values.sum())
+
+
+def valid_bins(trials: Split) -> Bool[np.ndarray, "trials bins"]:
+    """Bins that are not padding."""
+    n_trials, length = trials.recon_data.shape[:2]
+    return np.arange(length) < (np.full(n_trials, length) if trials.n_bins is None else trials.n_bins)[:, None]
+
+
+def limits_of(points: Float[np.ndarray, "n axes"]) -> list[tuple[float, float]]:
+    """Lowest and highest value on each axis."""
+    return [(float(low), float(high)) for low, high in zip(points.min(0), points.max(0), strict=True)]
