@@ -135,12 +135,12 @@ class Project:
         path.write_text(text.replace(old, new, 1))
 
     def digests(self) -> dict[str, str]:
-        """Hash of every result that must not depend on when or how often the run was interrupted."""
-        results = self.folder / "results"
+        """Hash of every result that must not depend on when or how often the run was interrupted, nor on its cost."""
+        results, volatile = self.folder / "results", {"logs", "benchmarks", "cost.csv", "cost.pdf", "cost.png"}
         kept = (
             path
             for path in sorted(results.rglob("*"))
-            if path.is_file() and path.relative_to(results).parts[0] not in {"logs", "benchmarks"}
+            if path.is_file() and path.relative_to(results).parts[0] not in volatile
         )
         return {str(path.relative_to(results)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 

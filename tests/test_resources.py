@@ -24,6 +24,7 @@ JOBS = {
     "score_anchors": {"dataset": "flip"},
     "gather_scores": {},
     "figure": {"figure": "rates"},
+    "interactive": {"figure": "rates"},
 }
 CLUSTER = Site.model_validate(
     {"account": "lab", "qos": "long", "cpu": {"partition": "cpu"}, "gpu": {"partition": "gpu"}}
@@ -206,7 +207,7 @@ def test_the_tracked_site_is_right():
 def benchmark(tmp_path, name: str, seconds: float, memory: str) -> None:
     path = tmp_path / "results/benchmarks" / f"{name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"s\th:m:s\tmax_rss\tmax_vms\n{seconds}\t0:00:01\t{memory}\t9\n")
+    path.write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:00:01\t{memory}\t9\n")
 
 
 def test_numbers_are_proposed_that_cover_what_was_used(plan, tmp_path):

@@ -70,6 +70,7 @@ COSTS = {
     "score_anchors": Cost(500, 12, 20, 400),
     "gather_scores": Cost(200, 0, 10, 0),
     "figure": Cost(300, 6, 15, 0),
+    "interactive": Cost(400, 6, 15, 0),
 }
 """By rule, or by rule and kind of model."""
 SNAKEMAKE_MB = 400
@@ -83,6 +84,10 @@ THREADS = {"dsa": 2}
 NAMES = ("mem_mb", "runtime", "gpu", "gpu_model", "slurm_partition", "slurm_account", "qos", "slurm_extra")
 BINS_OF_TRIAL, NEURONS = 100, 100
 """Where the plan does not tell them."""
+IBL_TRIALS, IBL_UNITS, IBL_SECONDS = 600, 300, 5000
+"""Of a session with two probes, at most of the common ones."""
+ON_GPU = "the training runs on a GPU"
+"""Part of a line in the log of a training that did."""
 SIZES = ("hidden_size", "latent_size", "encoder_size", "field_width", "gen_dim", "ic_enc_dim", "ci_enc_dim")
 """Settings that say how wide the layers of a network or model are."""
 
@@ -164,6 +169,16 @@ class Needs:
         name = f"{rule}:{self._spec(rule, wildcards)['kind']}" if rule == "fit" else rule
         return name if name in COSTS else rule
 
+    def width(self, rule: str, wildcards: Mapping[str, str]) -> int:
+        """Size of the largest layer of what a job trains."""
+        return _width(self._spec(rule, wildcards))
+
+    def true_states(self, dataset: str) -> int:
+        """Number of true states that a dataset holds."""
+        sources = self.plan["datasets"][dataset]["sources"]
+        activity = next((names for what, *names in sources if what == "activity"), None)
+        return 0 if activity is None else _width(self.plan["networks"][activity[0]])
+
     def work(self, rule: str, wildcards: Mapping[str, str]) -> Work:
         """Size of a job."""
         variant = wildcards.get("variant", "").removeprefix("@")
@@ -179,7 +194,7 @@ class Needs:
             return Work(trials.bins * (trials.channels + 3 * width), trials.bins * width / 64)
         if rule == "gather_scores":
             return Work(0, 0)
-        if rule == "figure":
+        if rule in ("figure", "interactive"):
             return Work(self._most_values, 0)
         size = self.size(wildcards["dataset"])
         if rule == "fit":
@@ -203,6 +218,14 @@ class Needs:
         if settings["kind"] == "lorenz":
             n_trials = settings["n_conditions"] * settings["n_trials_per_condition"]
             return Size(n_trials * settings["n_bins"] / 1e6, n_trials, channels)
+        if any(what == "recording" for what, *_ in sources):
+            if "window_s" in settings:
+                first, last = settings["window_s"]
+                n_trials, of_trial = IBL_TRIALS, (last - first) / settings["bin_s"]
+            else:
+                of_trial = settings["window_bins"]
+                n_trials = int(IBL_SECONDS / settings["bin_s"] / of_trial)
+            return Size(n_trials * of_trial / 1e6, n_trials, IBL_UNITS)
         others = [self.size(names[0]) for what, *names in sources if what == "dataset"]
         if others:
             return Size(
@@ -265,12 +288,14 @@ def _width(spec: Mapping[str, Any]) -> int:
 
 
 class Used(NamedTuple):
-    """What a finished job took, in MB and s."""
+    """What a finished job took, in MB and s; `gpu_seconds` is 0 for one that ran on the processor alone."""
 
     rule: str
     wildcards: Mapping[str, str]
     memory_mb: float
     seconds: float
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 PATHS = {
@@ -287,6 +312,7 @@ PATHS = {
     "score_fit": r"scores/(?P<dataset>[^/]+)/(?P<model>[^/]+)/seed(?P<seed>\d+)",
     "score_anchors": "scores/(?P<dataset>[^/]+)/anchors",
     "gather_scores": "gather_scores",
+    "interactive": r"figures/(?P<figure>[^/]+)\.interactive",
     "figure": "figures/(?P<figure>[^/]+)",
 }
 """Benchmark files of the rules, without their suffix."""
@@ -304,9 +330,16 @@ def measured(results: Path | str, plan: Mapping[str, Any]) -> list[Used]:
             continue
         with open(path, newline="") as file:
             row = list(csv.DictReader(file, delimiter="\t"))[-1]
-        memory = row["max_rss"]  # not a number where a job ended before it was looked at
-        found.append(Used(rule, match.groupdict(), 0.0 if memory in ("-", "NA") else float(memory), float(row["s"])))
+        seconds, log = float(row["s"]), Path(results) / "logs" / f"{name}.log"
+        on_gpu = rule in TRAININGS and log.is_file() and ON_GPU in log.read_text(errors="replace")
+        used = (_number(row["max_rss"]), seconds, _number(row["cpu_time"]), seconds if on_gpu else 0.0)
+        found.append(Used(rule, match.groupdict(), *used))
     return found
+
+
+def _number(text: str) -> float:
+    """0 for what is none, because the job ended before it was looked at."""
+    return 0.0 if text in ("-", "NA") else float(text)
 
 
 def _is_planned(wildcards: Mapping[str, str], plan: Mapping[str, Any]) -> bool:
@@ -323,7 +356,7 @@ def proposed(used: list[Used], needs: Needs) -> dict[str, tuple[Cost, Cost, int]
     Both numbers of memory, and both of time, are scaled alike, so that the job that came nearest to them fills them.
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    for rule, wildcards, memory_mb, seconds in used:
+    for rule, wildcards, memory_mb, seconds, *_ in used:
         expected = needs.expected(rule, wildcards)
         shares = (memory_mb / expected[0], seconds / expected[1])
         found.setdefault(needs.cost_name(rule, wildcards), []).append(shares)

@@ -5,6 +5,7 @@ import sys
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
+from ctdb.costs import write_sheet
 from ctdb.datasets.ibl.recording import HOW, SYNTHETIC
 from ctdb.errors import CtdbError
 from ctdb.metrics.case import COSTLY
@@ -26,6 +27,7 @@ onstart:
 
 onsuccess:
     print(ctdb_workflow.summary(PLAN), file=sys.stderr)
+    print(f"Cost: {write_sheet(PLAN)}", file=sys.stderr)
 
 
 RESULTS = PLAN["results"]

@@ -39,6 +39,9 @@ rule interactive:
         f"{RESULTS}/benchmarks/figures/{{figure}}.interactive.tsv"
     wildcard_constraints:
         figure="|".join(PAGES) or "(?!)",
+    threads: threads("interactive")
+    resources:
+        **needs("interactive"),
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],

@@ -182,6 +182,8 @@ def _run_epochs(
         )
         device = trainer.strategy.root_device
         choice = choose(device)
+        if device.type == "cuda":
+            print(f"the training runs on a GPU: {torch.cuda.get_device_name(device)}")  # ctdb.resources looks for it
         print(f"recurrent loops run on backend {choice.name!r}: {choice.reason}")
         without = [type(cell).__name__ for cell in module.modules() if isinstance(cell, Cell) and not weights_of(cell)]
         if without and choice.name != "eager":
