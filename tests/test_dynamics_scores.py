@@ -17,6 +17,7 @@ from ctdb.dynamics_scores import (
     constant_input,
     dsa_of,
     fit_dynamics,
+    fit_system,
     fixed_points_of,
     no_points,
     true_dynamics,
@@ -116,9 +117,8 @@ def test_the_same_system_in_other_coordinates_scores_the_same(comparison, datase
 
 def test_a_system_that_never_moves_scores_0(comparison):
     scores, _ = comparison.of(comparison.still, no_points(1))
-    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill"}:
-        assert scores[name] == pytest.approx(0, abs=1e-12), name
-    assert float(scores["flow_field_r2"]) == pytest.approx(0, abs=0.01)
+    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill", "flow_field_r2"}:
+        assert float(scores[name]) == pytest.approx(0, abs=1e-12), name
     assert "no fixed point was found" in str(scores["fixed_point_precision"])
 
 
@@ -234,6 +234,59 @@ def test_padding_does_not_enter():
     clean = poisoned(0.0)
     for value in (np.nan, 1e6):
         assert poisoned(value) == pytest.approx(clean, abs=1e-9, nan_ok=True)
+
+
+def test_forecast_and_flow_are_those_of_every_run_one_by_one():
+    """Trials of several lengths, so that far horizons have fewer runs than near ones."""
+    data = make_dataset(lengths=True)
+    own = Comparison(data, system_of(data), None, SETTINGS.model_copy(update={"lyapunov": None}))
+    scores, _ = own.of(system_of(data, contracting), no_points(STATES))
+    train, test = data["train"], data["test"]
+    mean = np.concatenate([trial[:length] for trial, length in zip(train.latents, train.n_bins, strict=True)]).mean(0)
+    errors, of_mean, missed, moved = 0.0, 0.0, 0.0, 0.0
+    for trial, input, length in zip(test.latents, test.ext_input, test.n_bins, strict=True):
+        trial, input = torch.from_numpy(trial[:length]), torch.from_numpy(input[:length])
+        for start in range(10, length - 1, 10):
+            state = trial[start : start + 1]
+            for t in range(start + 1, min(start + 11, length)):
+                state = contracting(state, input[t : t + 1])
+                errors += float(((state[0] - trial[t]) ** 2).sum())
+                of_mean += float(((mean - trial[t].numpy()) ** 2).sum())
+        velocity = bistable(trial[:-1], input[1:]) - trial[:-1]
+        missed += float((contracting(trial[:-1], input[1:]) - trial[:-1] - velocity).square().sum())
+        moved += float(velocity.square().sum())
+    assert float(scores["forecast_skill"]) == pytest.approx(1 - errors / of_mean, rel=1e-9)
+    assert float(scores["flow_field_r2"]) == pytest.approx(1 - missed / moved, rel=1e-9)
+
+
+def test_points_are_sought_near_train_states_alone(dataset):
+    system = system_of(dataset, contracting)
+    nowhere = replace(system, states={"train": system.states["train"]})
+    one, other = (fixed_points_of(each, dataset, SETTINGS) for each in (system, nowhere))
+    assert torch.equal(one.x, other.x)
+    assert one.bin_s == dataset.bin_s
+
+
+def test_a_fit_gets_the_inputs_that_it_takes_or_infers():
+    data = make_dataset(lengths=True)
+    small = {"gen_dim": 3, "fac_dim": 2, "ic_enc_dim": 2, "ic_dim": 2, "ci_enc_dim": 2, "con_dim": 2, "n_samples": 1}
+    mean = SETTINGS.model_copy(update={"fixed_points": SETTINGS.fixed_points.model_copy(update={"input": "mean"})})
+    outputs = {f"{name}_latents": split.latents for name, split in data.splits.items()}
+    inferred = {f"{name}_gen_inputs": split.latents[..., :3] for name, split in data.splits.items()}
+    taking = models.build({"kind": "sae_gru", "latent_size": 3, "encoder_size": 3}, data)
+    closed = models.build({"kind": "lfads", "co_dim": 1, "use_ext_input": False, **small}, data)
+    system = fit_system(data, taking, outputs, mean)
+    assert system.inputs["test"] is data["test"].ext_input
+    train = data["train"]
+    valid = [trial[:length] for trial, length in zip(train.ext_input, train.n_bins, strict=True)]
+    np.testing.assert_allclose(system.constant, np.concatenate(valid).mean(0))
+    system = fit_system(data, closed, outputs, mean)
+    assert system.inputs["test"] is None
+    assert system.constant.shape == (0,)
+    assert fit_system(data, closed, outputs | inferred, mean).inputs["test"] is inferred["test_gen_inputs"]
+    beyond = (np.arange(BINS) >= data["test"].n_bins[:, None])[..., None]
+    padded = outputs | {"test_latents": np.where(beyond, np.nan, data["test"].latents)}
+    assert fit_system(data, closed, padded, mean).states["test"] is padded["test_latents"]
 
 
 def test_constant_inputs():

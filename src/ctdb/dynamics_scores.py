@@ -393,21 +393,30 @@ class Comparison:
         return align(true, own, n_bins_train=self.dataset["train"].n_bins)
 
     def _flow(self, system: System, alignment: Alignment) -> Score:
-        split = self.dataset.report_split
-        own_input = system.inputs[split]
+        """One minus the squared error of the velocity in units of that of a state that never moves."""
         try:
-            error = flow_field_sums(
-                self.truth.step,
-                system.step,
-                alignment,
-                self.truth.states[split],
-                self.truth.inputs[split],
-                np.zeros((*self.truth.states[split].shape[:2], 0)) if own_input is None else own_input,
-                self.dataset[split].n_bins,
-            )
+            own = self._velocity_error(system, alignment)
+            of_still = self._velocity_error(self.still, self._alignment(self.still))
         except MetricError as why:
             return why
-        return TrialSums(error.terms, lambda totals: 1 - error.combine(totals))
+        n = own.terms.shape[1]
+        return TrialSums(
+            np.concatenate([own.terms, of_still.terms], 1),
+            lambda totals: 1 - own.combine(totals[..., :n]) / of_still.combine(totals[..., n:]),
+        )
+
+    def _velocity_error(self, system: System, alignment: Alignment) -> TrialSums:
+        split = self.dataset.report_split
+        states, own_input = self.truth.states[split], system.inputs[split]
+        return flow_field_sums(
+            self.truth.step,
+            system.step,
+            alignment,
+            states,
+            self.truth.inputs[split],
+            np.zeros((*states.shape[:2], 0)) if own_input is None else own_input,
+            self.dataset[split].n_bins,
+        )
 
     def _forecast(self, system: System, alignment: Alignment) -> tuple[Score, dict[str, np.ndarray]]:
         """Skill of free runs: one minus their squared error in units of that of the mean train state."""
