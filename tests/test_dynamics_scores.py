@@ -1,5 +1,6 @@
 """Scores of dynamics: between a system that never moves and the true one, whatever the coordinates of the fit."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ctdb.dynamics_scores import (
     constant_input,
     dsa_of,
     fit_dynamics,
+    fit_system,
     fixed_points_of,
     no_points,
     true_dynamics,
@@ -115,9 +117,8 @@ def test_the_same_system_in_other_coordinates_scores_the_same(comparison, datase
 
 def test_a_system_that_never_moves_scores_0(comparison):
     scores, _ = comparison.of(comparison.still, no_points(1))
-    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill"}:
-        assert scores[name] == pytest.approx(0, abs=1e-12), name
-    assert float(scores["flow_field_r2"]) == pytest.approx(0, abs=0.01)
+    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill", "flow_field_r2"}:
+        assert float(scores[name]) == pytest.approx(0, abs=1e-12), name
     assert "no fixed point was found" in str(scores["fixed_point_precision"])
 
 
@@ -157,6 +158,49 @@ def test_wrong_dynamics_score_low_where_they_are_wrong(comparison, dataset):
     assert own["lyapunov_max"] == pytest.approx(np.log(0.5) / 0.01, rel=1e-6)
 
 
+def test_a_fit_that_runs_away_is_no_forecast(comparison, dataset):
+    """Runs that end in no number must not drop out of the error, which would flatter the fit."""
+    late = lambda state, input: torch.where(state.abs() > 0.9, torch.nan, bistable(state, input))  # noqa: E731
+    never = lambda state, input: torch.nan * state  # noqa: E731
+    burst = lambda state, input: torch.sinh(50 * state)  # noqa: E731
+    own = replace(comparison, settings=SETTINGS.model_copy(update={"lyapunov": None}), points=None)
+    for step in (late, never, burst):
+        scores, facts = own.of(system_of(dataset, step), no_points(STATES))
+        assert "leave the finite numbers" in str(scores["forecast_skill"])
+        assert not np.isfinite(facts["forecast_error"]).all()
+    rows = own.rows(scores, LABELS).set_index("metric")
+    assert rows.loc["forecast_skill", "status"] == "undefined"
+    assert np.isnan(rows.loc["forecast_skill", "value"])
+    found = fixed_points_of(system_of(dataset, never), dataset, SETTINGS)
+    assert not len(found)
+    scores, _ = replace(comparison, settings=SETTINGS).of(system_of(dataset, never), found)
+    assert "not finite" in str(scores["lyapunov_max"])
+    assert scores["fixed_point_recall"] == 0
+
+
+def test_what_cannot_be_scored_says_why(comparison, dataset):
+    """No true fixed point, no bin to forecast from, too few exponents for a dimension: no 0, and no score of 1."""
+    wanted = SETTINGS.model_copy(
+        update={
+            "forecast": SETTINGS.forecast.model_copy(update={"every": 59}),
+            "lyapunov": SETTINGS.lyapunov.model_copy(update={"n_exponents": 1}),
+        }
+    )
+    grows = lambda state, input: state * state.new_tensor([1.1, 0.5, 0.5, 0.5])  # noqa: E731
+    none = replace(comparison, points=no_points(STATES), settings=wanted)
+    for found, precise in ((comparison.points, "0.0"), (no_points(STATES), "no fixed point was found")):
+        scores, _ = none.of(system_of(dataset, grows), found)
+        assert str(scores["fixed_point_precision"]) == precise
+        for name in set(POINT_SCORES) - {"fixed_point_precision"}:
+            assert "the true system has no fixed point" in str(scores[name]), name
+    assert "forecast.every" in str(scores["forecast_skill"])
+    assert "60 bins" in str(scores["forecast_skill"])
+    assert scores["lyapunov_max"] == pytest.approx(np.log(1.1) / 0.01)
+    assert "lyapunov.n_exponents" in str(scores["kaplan_yorke_dimension"])
+    rows = none.rows(scores, LABELS).set_index("metric")
+    assert rows.loc[["fixed_point_recall", "forecast_skill", "kaplan_yorke_dimension"], "value"].isna().all()
+
+
 def test_the_order_of_trials_does_not_matter_and_their_pairing_does(comparison, dataset):
     order = np.random.default_rng(3).permutation(12)
     test = dataset["test"]
@@ -190,6 +234,59 @@ def test_padding_does_not_enter():
     clean = poisoned(0.0)
     for value in (np.nan, 1e6):
         assert poisoned(value) == pytest.approx(clean, abs=1e-9, nan_ok=True)
+
+
+def test_forecast_and_flow_are_those_of_every_run_one_by_one():
+    """Trials of several lengths, so that far horizons have fewer runs than near ones."""
+    data = make_dataset(lengths=True)
+    own = Comparison(data, system_of(data), None, SETTINGS.model_copy(update={"lyapunov": None}))
+    scores, _ = own.of(system_of(data, contracting), no_points(STATES))
+    train, test = data["train"], data["test"]
+    mean = np.concatenate([trial[:length] for trial, length in zip(train.latents, train.n_bins, strict=True)]).mean(0)
+    errors, of_mean, missed, moved = 0.0, 0.0, 0.0, 0.0
+    for trial, input, length in zip(test.latents, test.ext_input, test.n_bins, strict=True):
+        trial, input = torch.from_numpy(trial[:length]), torch.from_numpy(input[:length])
+        for start in range(10, length - 1, 10):
+            state = trial[start : start + 1]
+            for t in range(start + 1, min(start + 11, length)):
+                state = contracting(state, input[t : t + 1])
+                errors += float(((state[0] - trial[t]) ** 2).sum())
+                of_mean += float(((mean - trial[t].numpy()) ** 2).sum())
+        velocity = bistable(trial[:-1], input[1:]) - trial[:-1]
+        missed += float((contracting(trial[:-1], input[1:]) - trial[:-1] - velocity).square().sum())
+        moved += float(velocity.square().sum())
+    assert float(scores["forecast_skill"]) == pytest.approx(1 - errors / of_mean, rel=1e-9)
+    assert float(scores["flow_field_r2"]) == pytest.approx(1 - missed / moved, rel=1e-9)
+
+
+def test_points_are_sought_near_train_states_alone(dataset):
+    system = system_of(dataset, contracting)
+    nowhere = replace(system, states={"train": system.states["train"]})
+    one, other = (fixed_points_of(each, dataset, SETTINGS) for each in (system, nowhere))
+    assert torch.equal(one.x, other.x)
+    assert one.bin_s == dataset.bin_s
+
+
+def test_a_fit_gets_the_inputs_that_it_takes_or_infers():
+    data = make_dataset(lengths=True)
+    small = {"gen_dim": 3, "fac_dim": 2, "ic_enc_dim": 2, "ic_dim": 2, "ci_enc_dim": 2, "con_dim": 2, "n_samples": 1}
+    mean = SETTINGS.model_copy(update={"fixed_points": SETTINGS.fixed_points.model_copy(update={"input": "mean"})})
+    outputs = {f"{name}_latents": split.latents for name, split in data.splits.items()}
+    inferred = {f"{name}_gen_inputs": split.latents[..., :3] for name, split in data.splits.items()}
+    taking = models.build({"kind": "sae_gru", "latent_size": 3, "encoder_size": 3}, data)
+    closed = models.build({"kind": "lfads", "co_dim": 1, "use_ext_input": False, **small}, data)
+    system = fit_system(data, taking, outputs, mean)
+    assert system.inputs["test"] is data["test"].ext_input
+    train = data["train"]
+    valid = [trial[:length] for trial, length in zip(train.ext_input, train.n_bins, strict=True)]
+    np.testing.assert_allclose(system.constant, np.concatenate(valid).mean(0))
+    system = fit_system(data, closed, outputs, mean)
+    assert system.inputs["test"] is None
+    assert system.constant.shape == (0,)
+    assert fit_system(data, closed, outputs | inferred, mean).inputs["test"] is inferred["test_gen_inputs"]
+    beyond = (np.arange(BINS) >= data["test"].n_bins[:, None])[..., None]
+    padded = outputs | {"test_latents": np.where(beyond, np.nan, data["test"].latents)}
+    assert fit_system(data, closed, padded, mean).states["test"] is padded["test_latents"]
 
 
 def test_constant_inputs():
@@ -265,6 +362,27 @@ def test_files_and_rows_of_truth_and_fits(fitted, tmp_path):
     assert facts["to_true_weights"].shape == (3, 5)
     assert facts["forecast_error"].shape == facts["forecast_persistence"].shape == (10,)
     assert read_hdf5(tmp_path / "broken/dynamics.h5")[1]["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda arrays: arrays | {"train_latents": arrays["train_latents"] * np.nan}, "train trials are not finite"),
+        (lambda arrays: arrays | {"test_latents": arrays["test_latents"] * np.inf}, "test trials are not finite"),
+        (lambda arrays: {name: value for name, value in arrays.items() if "latents" not in name}, "no latents"),
+    ],
+)
+def test_a_fit_without_states_has_rows_that_say_so(fitted, tmp_path, spoil, reason):
+    folder, data, fits = fitted
+    shutil.copytree(fits[0][1], tmp_path / "fit")
+    write_hdf5(tmp_path / "fit/output.h5", spoil(read_hdf5(tmp_path / "fit/output.h5")[0]), {})
+    truth = true_dynamics(data, folder / "network", SETTINGS, "some", tmp_path)
+    table = fit_dynamics(data, tmp_path / "fit", folder / "network", tmp_path, SETTINGS, LABELS, tmp_path / "gru")
+    assert set(table["metric"]) == set(truth["metric"])
+    assert set(table["status"]) == {"undefined"}
+    assert table["reason"].str.contains(reason).all()
+    assert read_hdf5(tmp_path / "gru/dynamics.h5")[1]["status"] == "undefined"
+    assert not len(FixedPoints.load(tmp_path / "gru/fixed_points.h5"))
 
 
 def test_the_constant_input_is_that_of_the_settings(fitted, tmp_path):
@@ -351,6 +469,83 @@ def test_dsa_ranks_systems_between_shuffled_bins_and_halves_of_the_truth(dataset
     assert not len(table)
 
 
+def test_dsa_leaves_out_what_has_no_dynamics_and_keeps_the_rest(dataset, tmp_path):
+    rng = np.random.default_rng(4)
+    data = replace(
+        dataset, splits={**dataset.splits, "test": replace(dataset["test"], latents=oscillation(12, 20, rng))}
+    )
+    good = oscillation(12, 17, rng)
+    systems = {"good": good, "still": np.ones_like(good), "nan": good * np.nan, "flat": good[..., :1] * np.ones(3)}
+    fits = [({**LABELS, "model": name}, tmp_path / name) for name in [*systems, "blind"]]
+    for name, latents in systems.items():
+        write_fit(tmp_path / name, latents)
+    write_hdf5(tmp_path / "blind/output.h5", {"test_rates": good}, {})
+    write_yaml(tmp_path / "blind/spec.yaml", {"status": "ok", "reason": ""})
+    wanted = SETTINGS.dsa.model_copy(update={"n_delays": 1, "rank": 3})
+    arrays, facts, table = dsa_of(data, fits, wanted)
+    table = table.set_index("model")
+    assert facts["names"] == ["truth", "good seed 0"]
+    assert arrays["distances"].shape == (2, 2)
+    assert (facts["n_delays"], facts["rank"]) == (1, 3)
+    assert table["status"].to_dict() == dict.fromkeys(table.index, "undefined") | dict.fromkeys(
+        ["floor_mean_rate", "ceiling_true_rates", "good"], "ok"
+    )
+    for name, reason in {
+        "still": "never changes",
+        "nan": "not finite",
+        "flat": "rank 3",
+        "blind": "no latents",
+    }.items():
+        assert reason in table.loc[name, "reason"]
+    _, facts, chosen = dsa_of(data, fits[:1], SETTINGS.dsa)
+    assert np.isfinite(chosen["value"]).all()
+    constant = replace(data, splits={**data.splits, "test": replace(data["test"], latents=np.ones_like(good))})
+    _, facts, table = dsa_of(constant, fits[:1], wanted)
+    assert facts["names"] == ["good seed 0"]
+    assert table["reason"].str.contains("truth.*never changes").all()
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "n_bins", "options", "reason"),
+    [
+        (3, 60, {}, "too few to choose"),
+        (12, 2, {}, "too few for 1 delays"),
+        (3, 2, {"components": 12}, "too few for 1 delays"),
+        (12, 60, {"metric": "angular", "components": 1, "n_delays": 1, "rank": 1}, "no further from its own bins"),
+    ],
+)
+def test_dsa_of_too_little_is_undefined(dataset, tmp_path, n_trials, n_bins, options, reason):
+    rng = np.random.default_rng(0)
+    test = Split(
+        encod_data=np.ones((n_trials, n_bins, 3), np.float32),
+        recon_data=np.ones((n_trials, n_bins, 3), np.float32),
+        latents=rng.normal(size=(n_trials, n_bins, 12)).cumsum(1),
+    )
+    data = replace(dataset, splits={**dataset.splits, "test": test})
+    write_fit(tmp_path / "own", rng.normal(size=(n_trials, n_bins, 8)).cumsum(1))
+    arrays, facts, table = dsa_of(data, [({**LABELS, "model": "own"}, tmp_path / "own")], DsaSettings(**options))
+    assert table["role"].tolist() == ["floor", "ceiling", "fit"]
+    assert set(table["status"]) == {"undefined"}
+    assert table["reason"].str.contains(reason).all()
+    assert "floor" not in arrays
+    assert len(facts["names"]) == len(arrays["distances"]) == len(arrays["points"]) == len(arrays["order"])
+    write_hdf5(tmp_path / "dsa.h5", arrays, facts)
+
+
+def test_dsa_of_failed_fits_alone(dataset, tmp_path):
+    write_fit(tmp_path / "broken", dataset["test"].latents, "diverged")
+    fits = [({**LABELS, "model": "broken"}, tmp_path / "broken")]
+    _, facts, table = dsa_of(dataset, fits, SETTINGS.dsa)
+    assert facts["names"] == ["truth"]
+    assert table["status"].tolist() == ["ok", "ok", "diverged"]
+    blind = replace(dataset, splits={**dataset.splits, "test": replace(dataset["test"], latents=None)})
+    arrays, facts, table = dsa_of(blind, fits, SETTINGS.dsa)
+    assert facts["names"] == []
+    assert arrays["distances"].shape == (0, 0)
+    assert not len(table)
+
+
 def test_input_dsa_needs_inputs(dataset, tmp_path):
     write_fit(tmp_path / "own", dataset["test"].latents)
     fits = [({**LABELS, "model": "own"}, tmp_path / "own")]
@@ -404,3 +599,6 @@ def test_a_body_joins_the_true_points_and_leaves_fits_none_to_compare(tmp_path):
     assert set(table["metric"]) == {"flow_field_r2", "forecast_skill"}
     assert FixedPoints.load(tmp_path / "fixed_points.h5").x.shape[1] == points.x.shape[1]
     assert not read_hdf5(tmp_path / "dynamics.h5")[1]["compares_points"]
+    listed = settings.model_copy(update={"fixed_points": settings.fixed_points.model_copy(update={"input": [0.0] * 3})})
+    with pytest.raises(ConfigError, match=r"dynamics\.some\.fixed_points\.input: .*by name"):
+        true_dynamics(data, tmp_path / "network", listed, "some", tmp_path, task, trials)

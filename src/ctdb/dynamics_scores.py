@@ -5,7 +5,7 @@ dimensions, which have their own units, and of which the ceiling row says what i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,18 @@ def true_system(
 def fit_system(
     dataset: SpikeDataset, model: models.Model, outputs: Mapping[str, np.ndarray], settings: DynamicsSettings
 ) -> System:
-    """A fit: its latents, and the inputs it was given or inferred; inferred inputs are 0 where it is left to itself."""
+    """A fit: its latents, and the inputs it was given or inferred; inferred inputs are 0 where it is left to itself.
+
+    Raises
+    ------
+    DynamicsError
+        If it has no latents, or some that are not finite.
+    """
+    for name in dataset.splits:
+        if f"{name}_latents" not in outputs:
+            raise DynamicsError("the model infers no latents")
+        if not np.isfinite(outputs[f"{name}_latents"][_valid(dataset, name)]).all():
+            raise DynamicsError(f"latents of the {name} trials are not finite")
     takes = dataset.n_inputs > 0 and model.takes_ext_input
     inputs = {
         name: outputs.get(f"{name}_gen_inputs", trials.ext_input if takes else None)
@@ -202,11 +213,17 @@ def true_dynamics(
     Raises
     ------
     ConfigError
-        If the constant input does not fit the channels.
+        If the constant input does not fit the channels, or is a list where the network moves a body: fits are given
+        its feedback too, and only names say which channels are meant.
     """
     loaded = None if network is None else networks.load(network)
     in_loop = task is not None and task.body() is not None
     alone = loaded is not None and not in_loop
+    if in_loop and isinstance(settings.fixed_points.input, list):
+        raise ConfigError(
+            f"dynamics.{name}.fixed_points.input: is a list, but the network moves a body, whose feedback is among the "
+            "inputs of fits; give the task's own channels by name"
+        )
     system = true_system(dataset, loaded, _of_dataset(dataset, settings) if alone else None)
     if loaded is None:
         points = no_points(0)
@@ -216,13 +233,12 @@ def true_dynamics(
         points = fixed_points_of(system, dataset, settings)
     points.save(Path(out) / POINTS)
     comparison = Comparison(dataset, system, points if alone else None, settings)
-    scores, facts = comparison.of(system, points) if loaded is not None else ({}, {})
-    if in_loop:  # alone it is another system
-        scores = {name: score for name, score in scores.items() if name not in EXPONENT_SCORES}
-        facts = {name: value for name, value in facts.items() if not name.startswith("lyapunov")}
+    no_exponents = replace(comparison, settings=settings.model_copy(update={"lyapunov": None}))
+    scores, facts = {}, {}
+    if loaded is not None:  # without its body, a network is another system, of other exponents
+        scores, facts = (comparison if alone else no_exponents).of(system, points)
     write_hdf5(Path(out) / FACTS, facts, {"format": FORMAT, "status": "ok", "compares_points": alone})
-    floor, _ = comparison.of(comparison.still, no_points(1))
-    floor = {name: score for name, score in floor.items() if name not in EXPONENT_SCORES}
+    floor, _ = no_exponents.of(comparison.still, no_points(1))
     anchors = [
         comparison.rows(scores, {**anchor_labels(name), "model": CEILING, "role": "ceiling"}),
         comparison.rows(floor, {**anchor_labels(name), "model": FLOOR, "role": "floor"}),
@@ -234,7 +250,7 @@ def fit_dynamics(
     dataset: SpikeDataset,
     fit: Path | str,
     network: Path | str | None,
-    truth: Path | str | None,
+    truth: Path | str,
     settings: DynamicsSettings,
     labels: Mapping[str, Any],
     out: Path | str,
@@ -250,7 +266,7 @@ def fit_dynamics(
     network
         Folder of the network behind the dataset; None where there is none.
     truth
-        Folder that :func:`true_dynamics` wrote to; None where the dataset knows no true states.
+        Folder that :func:`true_dynamics` wrote to.
     settings
         What to do.
     labels
@@ -260,23 +276,27 @@ def fit_dynamics(
 
     Returns
     -------
-    Rows of the scores table. A fit that diverged has them without values, with its status and reason.
+    Rows of the scores table. A fit that diverged, or that has no states or step to analyse, has them without values,
+    with its status and reason.
     """
     spec = read_yaml(Path(fit) / "spec.yaml")
     labels = {**labels, "role": "fit"}
     system = true_system(dataset, None if network is None else networks.load(network))
     points = None
-    if truth is not None and read_hdf5(Path(truth) / FACTS)[1]["compares_points"]:
+    if read_hdf5(Path(truth) / FACTS)[1]["compares_points"]:
         points = FixedPoints.load(Path(truth) / POINTS)
     comparison = Comparison(dataset, system, points, settings)
-    if spec["status"] != "ok":
+    failure = None if spec["status"] == "ok" else {"status": spec["status"], "reason": spec["reason"]}
+    if failure is None:
+        try:
+            own = fit_system(dataset, models.load(fit), read_hdf5(Path(fit) / "output.h5")[0], settings)
+            found = fixed_points_of(own, dataset, settings)
+        except DynamicsError as why:
+            failure = _undefined(why)
+    if failure is not None:
         no_points(0).save(Path(out) / POINTS)
-        write_hdf5(Path(out) / FACTS, {}, {"format": FORMAT, "status": spec["status"]})
-        failure = {"status": spec["status"], "reason": spec["reason"]}
+        write_hdf5(Path(out) / FACTS, {}, {"format": FORMAT, "status": failure["status"]})
         return table_of([{**comparison.row(name, labels), **failure} for name in comparison.names])
-    outputs, _ = read_hdf5(Path(fit) / "output.h5")
-    own = fit_system(dataset, models.load(fit), outputs, settings)
-    found = fixed_points_of(own, dataset, settings)
     found.save(Path(out) / POINTS)
     scores, facts = comparison.of(own, found)
     write_hdf5(Path(out) / FACTS, facts, {"format": FORMAT, "status": "ok"})
@@ -355,10 +375,9 @@ class Comparison:
         """Scores as rows of the table."""
         rows = []
         for name, score in scores.items():
-            undefined = isinstance(score, Exception)
             values = (
-                {"status": "undefined", "reason": str(score)}
-                if undefined
+                _undefined(score)
+                if isinstance(score, Exception)
                 else outcome(score, labels["dataset"], self.dataset.report_split)
             )
             rows.append({**self.row(name, labels), **values})
@@ -374,21 +393,30 @@ class Comparison:
         return align(true, own, n_bins_train=self.dataset["train"].n_bins)
 
     def _flow(self, system: System, alignment: Alignment) -> Score:
-        split = self.dataset.report_split
-        own_input = system.inputs[split]
+        """One minus the squared error of the velocity in units of that of a state that never moves."""
         try:
-            error = flow_field_sums(
-                self.truth.step,
-                system.step,
-                alignment,
-                self.truth.states[split],
-                self.truth.inputs[split],
-                np.zeros((*self.truth.states[split].shape[:2], 0)) if own_input is None else own_input,
-                self.dataset[split].n_bins,
-            )
+            own = self._velocity_error(system, alignment)
+            of_still = self._velocity_error(self.still, self._alignment(self.still))
         except MetricError as why:
             return why
-        return TrialSums(error.terms, lambda totals: 1 - error.combine(totals))
+        n = own.terms.shape[1]
+        return TrialSums(
+            np.concatenate([own.terms, of_still.terms], 1),
+            lambda totals: 1 - own.combine(totals[..., :n]) / of_still.combine(totals[..., n:]),
+        )
+
+    def _velocity_error(self, system: System, alignment: Alignment) -> TrialSums:
+        split = self.dataset.report_split
+        states, own_input = self.truth.states[split], system.inputs[split]
+        return flow_field_sums(
+            self.truth.step,
+            system.step,
+            alignment,
+            states,
+            self.truth.inputs[split],
+            np.zeros((*states.shape[:2], 0)) if own_input is None else own_input,
+            self.dataset[split].n_bins,
+        )
 
     def _forecast(self, system: System, alignment: Alignment) -> tuple[Score, dict[str, np.ndarray]]:
         """Skill of free runs: one minus their squared error in units of that of the mean train state."""
@@ -397,15 +425,23 @@ class Comparison:
             of_mean = self._free_runs(self.still, self._alignment(self.still))
         except MetricError as why:
             return why, {}
-        errors, of_means = (np.nansum(one.error * one.n_forecasts) for one in (ahead, of_mean))
+        made = ahead.n_forecasts > 0  # not where the error is a number: one that is none must not drop out
+        errors, of_means = ((one.error * one.n_forecasts)[made].sum() for one in (ahead, of_mean))
         curves = {"forecast_error": ahead.error, "forecast_persistence": ahead.persistence}
+        if not np.isfinite(errors):
+            return MetricError("free runs leave the finite numbers"), curves
         return float(1 - errors / of_means), curves
 
     def _free_runs(self, system: System, alignment: Alignment) -> Forecast:
         split, wanted = self.dataset.report_split, self.settings.forecast
         states = self.truth.states[split]
-        starts = list(range(wanted.every, states.shape[1] - 1, wanted.every))
         lengths = self.dataset[split].n_bins
+        longest = states.shape[1] if lengths is None else int(lengths.max())
+        starts = list(range(wanted.every, longest - 1, wanted.every))
+        if not starts:
+            raise MetricError(
+                f"no bin to forecast from: `forecast.every` is {wanted.every}, and trials have up to {longest} bins"
+            )
         return forecast(system.step, alignment, states, starts, wanted.horizon, system.inputs[split], lengths)
 
     def _points(self, system: System, points: FixedPoints) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
@@ -429,13 +465,15 @@ class Comparison:
             "fixed_point_edges": found.edge_agreement,
         }
         # A share of nothing: no point matches, or no connection is left between those that do.
-        of_all: dict[str, Score] = {
+        of_all: dict[str, Score] = {"fixed_point_recall": found.recall} | {
             name: 0.0 if np.isnan(share) else found.recall * share for name, share in shares.items()
         }
-        if not self._has_edges:
+        if not len(self.points):
+            of_all = dict.fromkeys(of_all, MetricError("the true system has no fixed point"))
+        elif not self._has_edges:
             of_all["fixed_point_edges"] = MetricError("no point with one unstable direction leads to another point")
         precise = found.precision if len(points) else MetricError("no fixed point was found")
-        scores = {"fixed_point_recall": found.recall, "fixed_point_precision": precise, **of_all}
+        scores = {**of_all, "fixed_point_precision": precise}
         arrays = {
             "pairs": found.pairs,
             "distance": found.distance,
@@ -465,8 +503,14 @@ class Comparison:
             )
         except MetricError as why:
             return dict.fromkeys(EXPONENT_SCORES, why), {}
-        scores = {"lyapunov_max": float(found.per_second[0]), "kaplan_yorke_dimension": found.dimension}
+        few = MetricError(f"the largest {len(found.exponents)} exponents do not decide; raise `lyapunov.n_exponents`")
+        dimension = few if np.isnan(found.dimension) else found.dimension
+        scores = {"lyapunov_max": float(found.per_second[0]), "kaplan_yorke_dimension": dimension}
         return scores, {"lyapunov": found.per_second, "lyapunov_error": found.standard_error_per_second}
+
+
+def _undefined(why: Exception) -> dict[str, str]:
+    return {"status": "undefined", "reason": str(why)}
 
 
 def dsa_of(
@@ -497,17 +541,20 @@ def dsa_of(
         `names` of the systems, the truth first where it is known, `metric`, `n_delays` and `rank`.
     rows
         `dsa_similarity`, one minus the distance from the truth in units of `floor`: 1 for the same dynamics, 0 for
-        none. The ceiling is what random halves of the true trials score. None without a truth.
+        none. The ceiling is what random halves of the true trials score. None without a truth. A system that cannot be
+        compared, such as one whose state never changes, is left out of the arrays, and its row says why; so do all
+        rows where trials are too few or short.
 
     Raises
     ------
     ConfigError
         If inputs are to be compared of a dataset that has none.
-    MetricError
-        If trials are too few or short: see :func:`ctdb.dynamics.dsa.dsa`.
     """
     split = dataset.report_split
     trials, valid = dataset[split], _valid(dataset, split)
+    inputs = trials.ext_input if settings.metric == "input" else None
+    if settings.metric == "input" and inputs is None:
+        raise ConfigError("dsa.metric: `input` compares driven systems, but the dataset has no external input")
     states, labels_of, failures = {}, {}, {}
     if trials.latents is not None:
         states[TRUTH] = trials.latents
@@ -515,43 +562,78 @@ def dsa_of(
         name = f"{labels['model']} seed {labels['seed']}"
         labels_of[name], spec = labels, read_yaml(Path(fit) / "spec.yaml")
         if spec["status"] == "ok":
-            states[name] = read_hdf5(Path(fit) / "output.h5")[0][f"{split}_latents"]
+            states[name] = read_hdf5(Path(fit) / "output.h5")[0].get(f"{split}_latents")
         else:
             failures[name] = {"status": spec["status"], "reason": spec["reason"]}
-    systems = {name: _components(one, valid, settings.components) for name, one in states.items()}
-    inputs = trials.ext_input if settings.metric == "input" else None
-    if settings.metric == "input" and inputs is None:
-        raise ConfigError("dsa.metric: `input` compares driven systems, but the dataset has no external input")
-    found = _compared(systems, inputs, trials.n_bins, settings, settings.n_null, n_jobs)
-    choice = found.settings.get("choice")
-    n_delays = found.settings["n_delays"] if choice is None else choice.n_delays
-    rank = found.settings["rank"] if choice is None else choice.rank
-    chosen = {"n_delays": int(n_delays), "rank": int(rank)}
+    systems = {}
+    # A model of the least size that the settings allow: what has none of its own must not keep others from theirs.
+    least = {} if settings.rank else {"n_delays": settings.n_delays or 1, "rank": 1}
+    for name, one in states.items():
+        try:
+            systems[name] = _components(one, valid, settings.components)
+            alone = {name: systems[name]}
+            _compared(alone, inputs, trials.n_bins, settings.model_copy(update=least), 0, n_jobs)
+        except MetricError as why:
+            systems.pop(name, None)
+            failures[name] = _undefined(why)
     arrays = {
-        "distances": found.distances,
-        "null": found.null,
-        "points": found.points(),
-        "order": np.asarray(found.order),
-        "n_channels": np.array([one.shape[2] for one in systems.values()]),
+        "distances": np.zeros((0, 0)),
+        "null": np.zeros((0, settings.n_null)),
+        "points": np.zeros((0, 2)),
+        "order": np.zeros(0, np.int64),
+        "n_channels": np.zeros(0, np.int64),
     }
-    facts = {"format": DSA_FORMAT, "names": list(found.names), "metric": settings.metric, **chosen}
+    facts = {"format": DSA_FORMAT, "names": [], "metric": settings.metric, "n_delays": 0, "rank": 0}
+    try:
+        found = _compared(systems, inputs, trials.n_bins, settings, settings.n_null, n_jobs)
+    except MetricError as why:
+        failures |= dict.fromkeys(systems, _undefined(why))
+    else:
+        choice = found.settings.get("choice")
+        chosen = {
+            "n_delays": int(found.settings["n_delays"] if choice is None else choice.n_delays),
+            "rank": int(found.settings["rank"] if choice is None else choice.rank),
+        }
+        arrays |= {
+            "distances": found.distances,
+            "null": found.null,
+            "points": found.points(),
+            "order": np.asarray(found.order),
+            "n_channels": np.array([one.shape[2] for one in systems.values()]),
+        }
+        facts |= {"names": list(found.names), **chosen}
     if trials.latents is None:
         return arrays, facts, table_of([])
-    pair = {TRUTH: systems[TRUTH], "floor": _in_random_order(systems[TRUTH], valid, settings.seed)}
-    between = _compared(pair, inputs, trials.n_bins, settings.model_copy(update=chosen), 0, n_jobs)
-    arrays["floor"] = between.distances[:1, 1]
+    distances: dict[str, float] = {}
+    if TRUTH not in failures:
+        pair = {TRUTH: systems[TRUTH], FLOOR: _in_random_order(systems[TRUTH], valid, settings.seed)}
+        try:
+            between = _compared(pair, inputs, trials.n_bins, settings.model_copy(update=chosen), 0, n_jobs)
+            if not between.distances[0, 1]:
+                raise MetricError(
+                    f"with {chosen['n_delays']} delays and rank {chosen['rank']}, the true system is no further from "
+                    "its own bins in random order than from itself, so there is no unit; raise either"
+                )
+        except MetricError as why:
+            failures[TRUTH] = _undefined(why)
+        else:
+            arrays["floor"] = between.distances[:1, 1]
+            distances = dict(zip(found.names, found.distances[0], strict=True)) | {
+                FLOOR: float(between.distances[0, 1])
+            }
+            if settings.n_null:
+                distances[CEILING] = float(np.median(found.null[0]))
+
+    def values(name: str) -> dict[str, Any]:
+        failed = failures.get(name) or failures.get(TRUTH)
+        return failed or outcome(1 - float(distances[name] / distances[FLOOR]), fits[0][0]["dataset"], split)
+
     common = {"session": "", "split": split, "metric": "dsa_similarity", "n_trials": trials.n_trials}
-
-    def similarity(distance: float) -> dict[str, Any]:
-        return outcome(1 - distance / float(arrays["floor"][0]), fits[0][0]["dataset"], split)
-
     anchor = anchor_labels(fits[0][0]["dataset"]) | common
-    rows = [{**anchor, "model": FLOOR, "role": "floor", **similarity(float(arrays["floor"][0]))}]
+    rows = [{**anchor, "model": FLOOR, "role": "floor", **values(FLOOR)}]
     if settings.n_null:
-        rows.append({**anchor, "model": CEILING, "role": "ceiling", **similarity(float(np.median(found.null[0])))})
-    for name, labels in labels_of.items():
-        values = failures.get(name) or similarity(float(found.distances[0, found.names.index(name)]))
-        rows.append({**labels, "role": "fit", **common, **values})
+        rows.append({**anchor, "model": CEILING, "role": "ceiling", **values(CEILING)})
+    rows += [{**labels, "role": "fit", **common, **values(name)} for name, labels in labels_of.items()]
     return arrays, facts, table_of(rows)
 
 
@@ -582,12 +664,17 @@ def _compared(
 
 
 def _components(
-    states: Float[np.ndarray, "trials bins states"], valid: np.ndarray, n_components: int
+    states: Float[np.ndarray, "trials bins states"] | None, valid: np.ndarray, n_components: int
 ) -> Float[np.ndarray, "trials bins components"]:
     """States in their own leading principal components, 0 in padding."""
-    made = np.zeros((*states.shape[:2], min(n_components, states.shape[2])))
-    components, _ = principal_components(states[valid].astype(np.float64))
-    made[valid] = components[:, : made.shape[2]]
+    if states is None:
+        raise MetricError("the model infers no latents")
+    seen = states[valid].astype(np.float64)
+    if not np.isfinite(seen).all():
+        raise MetricError("its states are not finite")
+    components = principal_components(seen)[0][:, :n_components]
+    made = np.zeros((*states.shape[:2], components.shape[1]))
+    made[valid] = components
     return made
 
 

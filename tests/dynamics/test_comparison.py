@@ -165,3 +165,36 @@ def test_continuous_sets_can_be_compared():
         step = rotated(field, 2)
         points = find_fixed_points(step, visited(), n_starts=64)
         assert compare_fixed_points(points, points, visited(), visited()).recall == 1
+
+
+def test_modes_without_a_time_constant_agree_with_themselves():
+    """What is forgotten at once, and what stays for good: eigenvalues 0 and 1."""
+    for step in (lambda x, u: 0 * x + 1, lambda x, u: 1 * x):
+        seen = visited(30)
+        points = find_fixed_points(step, seen, starts="given", bin_s=0.01)
+        result = compare_fixed_points(points, points, seen, seen)
+        assert result.time_constant_agreement == 1
+
+
+def test_runs_that_stand_still_or_leave_the_numbers_are_not_waited_for():
+    def square(x, u):
+        """Stable points in the corners, saddles on the edges between, to which the middle leads by symmetry."""
+        calls.append(len(x))
+        return torch.tanh(2 * x)
+
+    def runaway(x, u):
+        calls.append(len(x))
+        return 3 * x
+
+    calls = []
+    points = find_fixed_points(
+        square, 2 * torch.rand(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+    )
+    assert points.index.bincount().tolist() == [4, 4, 1]
+    calls.clear()
+    assert connections(points, square)[points.index == 1].sum(1).tolist() == [2] * 4
+    assert len(calls) < 1000
+    points = find_fixed_points(runaway, torch.eye(2, dtype=torch.float64) - 0.5)
+    calls.clear()
+    assert not connections(points, runaway).any()
+    assert len(calls) < 1000

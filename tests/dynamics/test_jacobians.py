@@ -141,3 +141,11 @@ def test_step_that_ignores_its_input_has_no_derivative_by_it():
     found = jacobian_of(lambda x, u: torch.ones_like(x))(draw(2, 3), draw(2, 1))
     assert found.state.abs().max() == 0
     assert found.input.shape == (2, 3, 1)
+    for n in (1, 2, 3):  # as many as states, or not
+        x, u = draw(n, 3), draw(n, 2)
+        free = jacobian_of(lambda x, u: torch.tanh(2 * x))(x, u)
+        torch.testing.assert_close(free.state, torch.diag_embed(2 * (1 - torch.tanh(2 * x) ** 2)))
+        torch.testing.assert_close(free.input, torch.zeros(n, 3, 2, dtype=torch.float64))
+        driven = jacobian_of(lambda x, u: u @ torch.ones(2, 3, dtype=u.dtype))(x, u)
+        torch.testing.assert_close(driven.state, torch.zeros(n, 3, 3, dtype=torch.float64))
+        torch.testing.assert_close(driven.input, torch.ones(n, 3, 2, dtype=torch.float64))

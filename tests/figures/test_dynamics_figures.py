@@ -44,7 +44,7 @@ def compared(tmp_path):
     """Write distances between systems, which are squared lengths on a map; the files of the figure."""
 
     def write(names=SYSTEMS, where=WHERE, null=NULL, floor=4.0, metric="wasserstein", order=None):
-        distances = squareform(pdist(where, "sqeuclidean"))
+        distances = squareform(pdist(where, "sqeuclidean")) if len(where) else np.zeros((0, 0))
         arrays = {"distances": distances, "null": null, "points": where, "n_channels": np.full(len(names), 3)}
         arrays["order"] = np.arange(len(names))[::-1] if order is None else order
         arrays |= {} if floor is None else {"floor": np.array([floor])}
@@ -158,6 +158,13 @@ def test_many_systems_are_drawn_above_their_map_with_their_names_at_the_left(com
     above, below = seen["boxes"]
     assert below.y1 < above.y0
     assert len(seen["points"]) == 13
+
+
+def test_a_dataset_without_a_comparison_says_so(compared):
+    files = compared([], np.zeros((0, 2)), np.zeros((0, 3)), floor=None)
+    table, seen = draw("dsa", files, lambda canvas: [text.get_text() for text in canvas.texts], dataset="some")
+    assert not len(table)
+    assert "no system could be compared" in seen[0]
 
 
 def test_a_single_system_is_drawn(compared):

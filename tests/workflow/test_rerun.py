@@ -59,6 +59,13 @@ def test_other_settings_of_dynamics_compare_again_only(copy):
     assert planned == {"true_dynamics": 1, "fit_dynamics": 2, "gather_scores": 1}
 
 
+def test_other_settings_of_dsa_compare_by_dsa_again_only(copy):
+    copy.edit("config.yaml", "n_null: 3", "n_null: 4")
+    planned = copy.planned()
+    assert planned.pop("figure") >= 1
+    assert planned == {"dsa": 1, "gather_scores": 1}
+
+
 def test_a_changed_model_refits_that_model_only(copy):
     copy.edit("src/ctdb/models/sae_gru.py", "GRUCell(self.sizes", "GRUCell(0 + self.sizes")
     planned = copy.planned()
@@ -98,7 +105,7 @@ def test_a_new_seed_trains_one_more_fit_per_model(copy):
     copy.edit("config.yaml", "models: [sae_gru, lds], seeds: [0]", "models: [sae_gru, lds], seeds: [0, 1]")
     planned = copy.planned()
     assert planned.pop("figure") == 1
-    assert planned == {"fit": 2, "score_fit": 2, "gather_scores": 1}
+    assert planned == {"fit": 2, "score_fit": 2, "fit_dynamics": 2, "dsa": 1, "gather_scores": 1}
     assert copy.planned_outputs("fit").count("seed1/weights") == 2
 
 

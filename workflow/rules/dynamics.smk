@@ -41,6 +41,11 @@ def true_code(script):
     return of
 
 
+def own_dynamics(wildcards):
+    """What is done with the dynamics of each system by itself, which settings of their DSA do not change."""
+    return {key: value for key, value in PLAN["dynamics"][wildcards.dataset].items() if key != "dsa"}
+
+
 def fit_code(wildcards):
     """Code of a rule that runs a fit and the network behind its dataset."""
     activity = activity_of(wildcards.dataset)
@@ -65,7 +70,7 @@ rule true_dynamics:
     resources:
         **needs("true_dynamics"),
     params:
-        settings=lambda wildcards: PLAN["dynamics"][wildcards.dataset],
+        settings=own_dynamics,
         task=true_task,
         code=true_code("true_dynamics.py"),
     script:
@@ -93,7 +98,7 @@ rule fit_dynamics:
     resources:
         **needs("fit_dynamics"),
     params:
-        settings=lambda wildcards: PLAN["dynamics"][wildcards.dataset],
+        settings=own_dynamics,
         labels=lambda wildcards: labels_of(fit_of(wildcards)),
         code=fit_code,
     script:

@@ -134,7 +134,8 @@ def compare_fixed_points(
     i, j = torch.from_numpy(pairs).T
     distance = distances[pairs[:, 0], pairs[:, 1]]
     growth = [points.eigenvalues[:, 0].abs().log() / (points.bin_s or 1.0) for points in (truth, found)]
-    ratio = (growth[0][i] / growth[1][j]).numpy()
+    own, other = growth[0][i], growth[1][j]
+    ratio = torch.where(own == other, 1.0, own / other).numpy()  # of 0 or infinity too, which have no quotient
     edges = float("nan")
     if truth_step is not None and found_step is not None:
         lines = (truth.index[i] == 1) | (found.index[j] == 1)
@@ -188,9 +189,10 @@ def connections(points: FixedPoints, step: Step, max_bins: int = 10_000) -> Bool
         return found
     x, origin = torch.stack(starts), torch.tensor(origin)
     input, end = points.input[origin], torch.full((len(starts),), -1)
+    lost = torch.zeros(len(starts), dtype=torch.bool)
     out_of_reach = (input[:, None] != points.input[None]).any(2)
     for bin in range(max_bins):
-        going = (end < 0).nonzero()[:, 0]
+        going = ((end < 0) & ~lost).nonzero()[:, 0]
         if not len(going):
             break
         before = x[going]
@@ -206,6 +208,8 @@ def connections(points: FixedPoints, step: Step, max_bins: int = 10_000) -> Bool
         arrived = at_rest & points.stable[nearest] & (to_stable[:, 0] < 0.5 * second)
         arrived &= to_stable[:, 0] < 0.5 * points.radius
         end[going[arrived]] = nearest[arrived]
+        # Who stands still to the last bit, on a saddle by symmetry, stays; and who has left the numbers comes not back.
+        lost[going] = (x[going] == before).all(1) | ~x[going].isfinite().all(1)
     found[origin[end >= 0], end[end >= 0]] = True
     return found
 

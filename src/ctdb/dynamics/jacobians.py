@@ -87,14 +87,13 @@ def _by_autograd(step: Step, state: Tensor, input: Tensor) -> Jacobians:
         ones = torch.eye(d, dtype=following.dtype, device=following.device)[:, None].expand(d, n, d)
 
         def rows(which: Tensor, batched: bool) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(
-                following,
-                (state, input),
-                which,
-                is_grads_batched=batched,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
+            found = torch.autograd.grad(
+                following, (state, input), which, is_grads_batched=batched, retain_graph=True, allow_unused=True
+            )
+            # Zeros that torch itself would give for what the step ignores have no axis for the batch.
+            return tuple(
+                one.new_zeros(*which.shape[:-2], *one.shape) if gradient is None else gradient
+                for one, gradient in zip((state, input), found, strict=True)
             )
 
         try:

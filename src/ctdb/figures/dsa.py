@@ -84,6 +84,11 @@ def _table(found: Comparison, facts: Mapping[str, object], shown: list[int]) -> 
 def _draw(
     name: str, found: Comparison, facts: Mapping[str, object], arrays: Mapping[str, np.ndarray], shown: list[int]
 ) -> Canvas:
+    if not shown:
+        canvas = plt.figure(figsize=(WIDTH, 1.0))
+        canvas.text(0.5, 0.4, "no system could be compared; the scores say why", ha="center", color="0.35")
+        canvas.suptitle(f"{name}: dynamical similarity, {facts['metric']}", x=0.02, ha="left")
+        return canvas
     few = len(shown) <= BESIDE
     canvas = plt.figure(figsize=(WIDTH, 3.4 if few else 9.0), layout="constrained")
     places = {"width_ratios": [1.25, 1]} if few else {"height_ratios": [2.2, 1]}
