@@ -394,6 +394,7 @@ def test_files_and_rows_of_truth_and_fits(fitted, tmp_path):
     assert set(good["metric"]) == set(broken["metric"]) == set(truth["metric"])
     assert set(good["model"]) == {"gru"}
     assert set(good["role"]) == {"fit"}
+    assert set(good["n_trials"]) == {12}
     assert np.isfinite(good.set_index("metric").loc["flow_field_r2", ["value", "low", "high"]].astype(float)).all()
     assert (broken["status"] == "diverged").all()
     assert (broken["reason"] == "the loss became NaN").all()
@@ -508,14 +509,9 @@ def test_dsa_ranks_systems_between_shuffled_bins_and_halves_of_the_truth(dataset
     again, _, _ = dsa_of(data, fits, SETTINGS.dsa, n_jobs=2)
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)
-    assert value["ceiling_true_rates"] == pytest.approx(1 - np.median(arrays["null"][0]) / arrays["floor"][0])
+    assert 1 - value["ceiling_true_rates"] == pytest.approx(np.median(arrays["null"][0]) / arrays["floor"][0], rel=1e-6)
     assert set(table["n_trials"]) == {12}
-    wanted = {"n_delays": facts["n_delays"], "rank": facts["rank"]}
-    given, _, _ = dsa_of(data, fits, SETTINGS.dsa.model_copy(update=wanted))
-    for name in ("distances", "floor"):
-        np.testing.assert_array_equal(given[name], arrays[name])
-    other, _, _ = dsa_of(data, fits, SETTINGS.dsa.model_copy(update={**wanted, "seed": 1, "components": 2}))
-    assert other["floor"] != arrays["floor"]
+    other, _, _ = dsa_of(data, fits, SETTINGS.dsa.model_copy(update={"components": 2}))
     assert set(arrays["n_channels"]) == {3}
     assert set(other["n_channels"]) == {2}
     blind = replace(data, splits={**data.splits, "test": replace(data["test"], latents=None)})
@@ -552,8 +548,15 @@ def test_dsa_leaves_out_what_has_no_dynamics_and_keeps_the_rest(dataset, tmp_pat
         "blind": "no latents",
     }.items():
         assert reason in table.loc[name, "reason"]
-    _, facts, chosen = dsa_of(data, fits[:1], SETTINGS.dsa)
-    assert np.isfinite(chosen["value"]).all()
+    # The flat one lowers the rank of all, and the floor is at that rank too.
+    flat = fits[3:4]
+    arrays, facts, table = dsa_of(data, flat, SETTINGS.dsa)
+    assert np.isfinite(table["value"]).all()
+    wanted = wanted.model_copy(update={"n_delays": facts["n_delays"], "rank": facts["rank"]})
+    for seed, same in ((0, True), (1, False)):
+        again, _, _ = dsa_of(data, flat, wanted.model_copy(update={"seed": seed}))
+        assert (again["floor"] == arrays["floor"]) == same
+        np.testing.assert_array_equal(again["distances"], arrays["distances"])
     constant = replace(data, splits={**data.splits, "test": replace(data["test"], latents=np.ones_like(good))})
     _, facts, table = dsa_of(constant, fits[:1], wanted)
     assert facts["names"] == ["good seed 0"]
@@ -589,20 +592,23 @@ def test_dsa_of_too_little_is_undefined(dataset, tmp_path, n_trials, n_bins, opt
 
 
 def test_dsa_sees_no_padding(tmp_path):
-    values = []
-    for n_more, value in ((0, 0.0), (0, np.nan), (10, 1e6)):
-        data = make_dataset(lengths=True)
-        test = data["test"]
-        beyond = (np.arange(BINS + n_more) >= test.n_bins[:, None])[..., None]
-        latents = np.where(beyond, value, np.pad(test.latents, ((0, 0), (0, n_more), (0, 0))))
-        counts = np.ones((12, BINS + n_more, 3), np.float32)
-        longer = Split(encod_data=counts, recon_data=counts, latents=latents, n_bins=test.n_bins)
-        data = replace(data, splits={**data.splits, "test": longer})
+    def similarity(latents, n_bins):
+        counts = np.ones((*latents.shape[:2], 3), np.float32)
+        test = Split(encod_data=counts, recon_data=counts, latents=latents, n_bins=n_bins)
+        data = make_dataset()
         write_fit(tmp_path / "own", np.tanh(latents[..., :2]))
-        values.append(dsa_of(data, [({**LABELS, "model": "own"}, tmp_path / "own")], SETTINGS.dsa)[2]["value"])
-    for other in values[1:]:
-        np.testing.assert_allclose(other.astype(float), values[0].astype(float), rtol=1e-9)
-    assert values[0].notna().all()
+        fits = [({**LABELS, "model": "own"}, tmp_path / "own")]
+        found = dsa_of(replace(data, splits={**data.splits, "test": test}), fits, SETTINGS.dsa)[2]["value"]
+        assert found.notna().all()
+        return found.to_numpy(float)
+
+    latents, lengths = make_dataset()["test"].latents, np.random.default_rng(2).integers(30, BINS + 1, 12)
+    for n_bins, cut in ((lengths, BINS), (np.full(12, 40), 40)):
+        own = similarity(latents[:, :cut], n_bins)
+        for n_more, value in ((0, np.nan), (BINS - cut + 10, 1e6)):
+            longer = np.pad(latents[:, :cut], ((0, 0), (0, n_more), (0, 0)))
+            beyond = (np.arange(cut + n_more) >= n_bins[:, None])[..., None]
+            np.testing.assert_allclose(similarity(np.where(beyond, value, longer), n_bins), own, rtol=1e-9)
 
 
 def test_dsa_of_failed_fits_alone(dataset, tmp_path):
