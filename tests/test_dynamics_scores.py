@@ -259,12 +259,57 @@ def test_forecast_and_flow_are_those_of_every_run_one_by_one():
     assert float(scores["flow_field_r2"]) == pytest.approx(1 - missed / moved, rel=1e-9)
 
 
+def test_points_match_within_the_distance_of_the_settings_and_shares_are_of_all_true_points(comparison, dataset):
+    where = comparison.points.x[0] + 0.1
+    toward = lambda state, input: where + 0.5 * (state - where)  # noqa: E731
+    system = system_of(dataset, toward)
+    found = fixed_points_of(system, dataset, SETTINGS)
+    for within, recall in ((0.3, 1 / 9), (0.01, 0)):
+        nearer = SETTINGS.model_copy(
+            update={"fixed_points": SETTINGS.fixed_points.model_copy(update={"within": within}), "lyapunov": None}
+        )
+        scores, _ = replace(comparison, settings=nearer).of(system, found)
+        for name in ("fixed_point_recall", "fixed_point_stability", "fixed_point_index"):
+            assert scores[name] == pytest.approx(recall), name
+        assert scores["fixed_point_precision"] == bool(recall)
+
+
+def test_exponents_are_those_under_the_constant_input_from_the_first_trials(dataset):
+    wanted = SETTINGS.model_copy(update={"forecast": None})
+    own = Comparison(dataset, system_of(dataset), None, wanted)
+    scores, facts = own.of(replace(system_of(dataset), constant=np.full(INPUTS, 3.0)), no_points(STATES))
+    at = 1.0
+    for _ in range(50):
+        at = np.tanh(2 * at + 3)
+    per_bin = np.log([0.5, 0.5, 2 * (1 - at**2), 2 * (1 - at**2)])
+    np.testing.assert_allclose(facts["lyapunov"], per_bin / 0.01, rtol=1e-6)
+    assert scores["lyapunov_max"] == facts["lyapunov"][0]
+    first = dataset["test"].latents[:, 0, 0] > 0
+    n = int(np.flatnonzero(first != first[0])[0])  # trials until one begins on the other side
+    one_side = lambda state, input: state * torch.where(state[:, :1] > 0, 0.5, 0.25)  # noqa: E731
+    for more, share in ((0, first[:n].mean()), (1, first[: n + 1].mean())):
+        few = wanted.model_copy(update={"lyapunov": wanted.lyapunov.model_copy(update={"n_trajectories": n + more})})
+        scores, _ = replace(own, settings=few).of(system_of(dataset, one_side), no_points(STATES))
+        expected = share * np.log(0.5) + (1 - share) * np.log(0.25)
+        assert scores["lyapunov_max"] == pytest.approx(expected / 0.01, rel=1e-6)
+
+
 def test_points_are_sought_near_train_states_alone(dataset):
     system = system_of(dataset, contracting)
     nowhere = replace(system, states={"train": system.states["train"]})
     one, other = (fixed_points_of(each, dataset, SETTINGS) for each in (system, nowhere))
     assert torch.equal(one.x, other.x)
     assert one.bin_s == dataset.bin_s
+
+
+def test_the_search_is_that_of_the_settings(dataset):
+    def ends(step, **wanted):
+        settings = DynamicsSettings(fixed_points={"n_starts": 8, **wanted})
+        return fixed_points_of(system_of(dataset, step), dataset, settings).start_point
+
+    assert len(ends(contracting)) == 8
+    assert len(ends(contracting, thorough=True)) == 24
+    assert not torch.equal(ends(bistable)[:8], ends(bistable, seed=1)[:8])
 
 
 def test_a_fit_gets_the_inputs_that_it_takes_or_infers():
@@ -349,6 +394,7 @@ def test_files_and_rows_of_truth_and_fits(fitted, tmp_path):
     assert set(good["metric"]) == set(broken["metric"]) == set(truth["metric"])
     assert set(good["model"]) == {"gru"}
     assert set(good["role"]) == {"fit"}
+    assert set(good["n_trials"]) == {12}
     assert np.isfinite(good.set_index("metric").loc["flow_field_r2", ["value", "low", "high"]].astype(float)).all()
     assert (broken["status"] == "diverged").all()
     assert (broken["reason"] == "the loss became NaN").all()
@@ -463,6 +509,11 @@ def test_dsa_ranks_systems_between_shuffled_bins_and_halves_of_the_truth(dataset
     again, _, _ = dsa_of(data, fits, SETTINGS.dsa, n_jobs=2)
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)
+    assert 1 - value["ceiling_true_rates"] == pytest.approx(np.median(arrays["null"][0]) / arrays["floor"][0], rel=1e-6)
+    assert set(table["n_trials"]) == {12}
+    other, _, _ = dsa_of(data, fits, SETTINGS.dsa.model_copy(update={"components": 2}))
+    assert set(arrays["n_channels"]) == {3}
+    assert set(other["n_channels"]) == {2}
     blind = replace(data, splits={**data.splits, "test": replace(data["test"], latents=None)})
     arrays, facts, table = dsa_of(blind, fits, SETTINGS.dsa)
     assert facts["names"] == ["same seed 0", "near seed 0", "far seed 0"]
@@ -497,8 +548,15 @@ def test_dsa_leaves_out_what_has_no_dynamics_and_keeps_the_rest(dataset, tmp_pat
         "blind": "no latents",
     }.items():
         assert reason in table.loc[name, "reason"]
-    _, facts, chosen = dsa_of(data, fits[:1], SETTINGS.dsa)
-    assert np.isfinite(chosen["value"]).all()
+    # The flat one lowers the rank of all, and the floor is at that rank too.
+    flat = fits[3:4]
+    arrays, facts, table = dsa_of(data, flat, SETTINGS.dsa)
+    assert np.isfinite(table["value"]).all()
+    wanted = wanted.model_copy(update={"n_delays": facts["n_delays"], "rank": facts["rank"]})
+    for seed, same in ((0, True), (1, False)):
+        again, _, _ = dsa_of(data, flat, wanted.model_copy(update={"seed": seed}))
+        assert (again["floor"] == arrays["floor"]) == same
+        np.testing.assert_array_equal(again["distances"], arrays["distances"])
     constant = replace(data, splits={**data.splits, "test": replace(data["test"], latents=np.ones_like(good))})
     _, facts, table = dsa_of(constant, fits[:1], wanted)
     assert facts["names"] == ["good seed 0"]
@@ -531,6 +589,26 @@ def test_dsa_of_too_little_is_undefined(dataset, tmp_path, n_trials, n_bins, opt
     assert "floor" not in arrays
     assert len(facts["names"]) == len(arrays["distances"]) == len(arrays["points"]) == len(arrays["order"])
     write_hdf5(tmp_path / "dsa.h5", arrays, facts)
+
+
+def test_dsa_sees_no_padding(tmp_path):
+    def similarity(latents, n_bins):
+        counts = np.ones((*latents.shape[:2], 3), np.float32)
+        test = Split(encod_data=counts, recon_data=counts, latents=latents, n_bins=n_bins)
+        data = make_dataset()
+        write_fit(tmp_path / "own", np.tanh(latents[..., :2]))
+        fits = [({**LABELS, "model": "own"}, tmp_path / "own")]
+        found = dsa_of(replace(data, splits={**data.splits, "test": test}), fits, SETTINGS.dsa)[2]["value"]
+        assert found.notna().all()
+        return found.to_numpy(float)
+
+    latents, lengths = make_dataset()["test"].latents, np.random.default_rng(2).integers(30, BINS + 1, 12)
+    for n_bins, cut in ((lengths, BINS), (np.full(12, 40), 40)):
+        own = similarity(latents[:, :cut], n_bins)
+        for n_more, value in ((0, np.nan), (BINS - cut + 10, 1e6)):
+            longer = np.pad(latents[:, :cut], ((0, 0), (0, n_more), (0, 0)))
+            beyond = (np.arange(cut + n_more) >= n_bins[:, None])[..., None]
+            np.testing.assert_allclose(similarity(np.where(beyond, value, longer), n_bins), own, rtol=1e-9)
 
 
 def test_dsa_of_failed_fits_alone(dataset, tmp_path):
