@@ -103,8 +103,9 @@ def test_the_true_system_has_9_points_and_scores_1(comparison):
     assert comparison.points.index.bincount().tolist() == [4, 4, 1]
     scores = scored(comparison, comparison.truth)
     assert set(scores) == set(DYNAMICS_SCORES) - {"dsa_similarity"}
-    for name in (*POINT_SCORES, "flow_field_r2"):
+    for name in {*POINT_SCORES, "flow_field_r2"} - {"fixed_point_distance"}:
         assert scores[name] == pytest.approx(1, abs=1e-9), name
+    assert scores["fixed_point_distance"] == pytest.approx(0, abs=1e-9)
     assert 0.9 < scores["forecast_skill"] < 1  # all but the noise
 
 
@@ -117,9 +118,11 @@ def test_the_same_system_in_other_coordinates_scores_the_same(comparison, datase
 
 def test_a_system_that_never_moves_scores_0(comparison):
     scores, _ = comparison.of(comparison.still, no_points(1))
-    for name in set(POINT_SCORES) - {"fixed_point_precision"} | {"forecast_skill", "flow_field_r2"}:
+    of_pairs = {"fixed_point_precision", "fixed_point_distance"}
+    for name in set(POINT_SCORES) - of_pairs | {"forecast_skill", "flow_field_r2"}:
         assert float(scores[name]) == pytest.approx(0, abs=1e-12), name
     assert "no fixed point was found" in str(scores["fixed_point_precision"])
+    assert "no fixed point matches" in str(scores["fixed_point_distance"])
 
 
 def contracting(state, input):
@@ -191,7 +194,7 @@ def test_what_cannot_be_scored_says_why(comparison, dataset):
     for found, precise in ((comparison.points, "0.0"), (no_points(STATES), "no fixed point was found")):
         scores, _ = none.of(system_of(dataset, grows), found)
         assert str(scores["fixed_point_precision"]) == precise
-        for name in set(POINT_SCORES) - {"fixed_point_precision"}:
+        for name in set(POINT_SCORES) - {"fixed_point_precision", "fixed_point_distance"}:
             assert "the true system has no fixed point" in str(scores[name]), name
     assert "forecast.every" in str(scores["forecast_skill"])
     assert "60 bins" in str(scores["forecast_skill"])
@@ -272,6 +275,10 @@ def test_points_match_within_the_distance_of_the_settings_and_shares_are_of_all_
         for name in ("fixed_point_recall", "fixed_point_stability", "fixed_point_index"):
             assert scores[name] == pytest.approx(recall), name
         assert scores["fixed_point_precision"] == bool(recall)
+        if recall:
+            variance = dataset["train"].latents.reshape(-1, STATES).var(0).sum()
+            between = float((comparison.points.x[:, None] - found.x[None]).norm(dim=2).min())
+            assert 0.5 * between / variance**0.5 < scores["fixed_point_distance"] <= between / variance**0.5 + 1e-9
 
 
 def test_exponents_are_those_under_the_constant_input_from_the_first_trials(dataset):

@@ -473,7 +473,8 @@ class Comparison:
         elif not self._has_edges:
             of_all["fixed_point_edges"] = MetricError("no point with one unstable direction leads to another point")
         precise = found.precision if len(points) else MetricError("no fixed point was found")
-        scores = {**of_all, "fixed_point_precision": precise}
+        distance = found.distance_mean if len(found.pairs) else MetricError("no fixed point matches a true one")
+        scores = {**of_all, "fixed_point_precision": precise, "fixed_point_distance": distance}
         arrays = {
             "pairs": found.pairs,
             "distance": found.distance,

@@ -117,6 +117,7 @@ class DynamicsSettings(Settings):
 DYNAMICS_SCORES = (
     "fixed_point_recall",
     "fixed_point_precision",
+    "fixed_point_distance",
     "fixed_point_stability",
     "fixed_point_index",
     "fixed_point_time_constants",

@@ -31,6 +31,7 @@ LABELS = {
     "dsa_similarity": "DSA\nsimilarity",
     "fixed_point_recall": "fixed points\nfound",
     "fixed_point_precision": "fixed points\nright",
+    "fixed_point_distance": "distance\nof points",
     "fixed_point_stability": "stability\nright",
     "fixed_point_index": "unstable\ndirections",
     "fixed_point_time_constants": "time\nconstants",
@@ -45,7 +46,7 @@ LABELS = {
 }
 MAIN = list(LABELS)[: list(LABELS).index("flow_field_r2")]
 """What a table shows where it is not asked for something else."""
-OWN_UNITS = {"lyapunov_max", "kaplan_yorke_dimension"}
+OWN_UNITS = {"fixed_point_distance", "lyapunov_max", "kaplan_yorke_dimension"}
 """Scores that do not run from a floor to a ceiling, and have no shade."""
 RANKING = "bits_per_spike_heldin"
 """What fits are ordered by where it is shown; otherwise by the first metric."""
