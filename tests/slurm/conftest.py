@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cluster import Cluster, UnavailableError
 
@@ -60,11 +61,15 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def on_cluster(cluster, tmp_path) -> ClusterProject:
+def on_cluster(cluster, tmp_path) -> Iterator[ClusterProject]:
     """A project in which nothing has run, with the cluster as its site."""
     project = lay_out(tmp_path / "project")
     (project.folder / "workflow/profiles/slurm/site.yaml").write_text(SITE)
-    return ClusterProject(project.folder, cluster)
+    yield ClusterProject(project.folder, cluster)
+    # Without control groups, Slurm loses sight of some processes of a job that it ends.
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] == str(project.folder):
+            process.kill()
 
 
 @pytest.fixture
