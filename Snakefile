@@ -16,6 +16,7 @@ include: "workflow/rules/common.smk"
 localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     gather_scores,
     figure,
+    interactive,
 
 
 rule all:

@@ -122,5 +122,5 @@ def test_nothing_left_to_fit_is_refused(fresh):
     fresh.edit("config.yaml", "  - {datasets: [flip], models: [sae_gru, lds], seeds: [0]}\n", "")
     fresh.edit("config.yaml", "path: data/mine.h5", "path: data/nowhere.h5, optional: true")
     start = (fresh.folder / "config.yaml").read_text()
-    (fresh.folder / "config.yaml").write_text(start[: start.index("figures:")])
+    (fresh.folder / "config.yaml").write_text(start[: start.index("dynamics:")])
     assert "nothing is left to fit" in outcome(fresh)
