@@ -291,7 +291,7 @@ def fit_dynamics(
         try:
             own = fit_system(dataset, models.load(fit), read_hdf5(Path(fit) / "output.h5")[0], settings)
             found = fixed_points_of(own, dataset, settings)
-        except DynamicsError as why:
+        except (DynamicsError, NotImplementedError) as why:
             failure = _undefined(why)
     if failure is not None:
         no_points(0).save(Path(out) / POINTS)

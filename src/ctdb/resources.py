@@ -219,11 +219,11 @@ class Needs:
             n_trials = settings["n_conditions"] * settings["n_trials_per_condition"]
             return Size(n_trials * settings["n_bins"] / 1e6, n_trials, channels)
         if any(what == "recording" for what, *_ in sources):
+            n_trials, of_trial = IBL_TRIALS, settings.get("window_bins", BINS_OF_TRIAL)
             if "window_s" in settings:
                 first, last = settings["window_s"]
-                n_trials, of_trial = IBL_TRIALS, (last - first) / settings["bin_s"]
-            else:
-                of_trial = settings["window_bins"]
+                of_trial = (last - first) / settings["bin_s"]
+            elif "window_bins" in settings:  # the whole of it, without trials
                 n_trials = int(IBL_SECONDS / settings["bin_s"] / of_trial)
             return Size(n_trials * of_trial / 1e6, n_trials, IBL_UNITS)
         others = [self.size(names[0]) for what, *names in sources if what == "dataset"]

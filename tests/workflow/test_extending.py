@@ -33,6 +33,8 @@ def test_a_model_and_a_metric_of_one_file_each_run_without_any_other_change(copy
     rows = scores[(scores["model"] == "mine") & (scores["metric"] == "rate_mse")]
     assert (rows["value"] > 0).all()
     assert (scores[(scores["role"] == "ceiling") & (scores["metric"] == "rate_mse")]["value"] == 0).all()
+    (row,) = scores[(scores["model"] == "mine") & (scores["metric"] == "flow_field_r2")].itertuples()
+    assert (row.status, row.reason) == ("undefined", "my_model has no dynamics")
 
 
 def test_the_dataset_example_runs(tmp_path, monkeypatch):

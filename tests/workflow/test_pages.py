@@ -4,7 +4,7 @@ import pytest
 
 from project import CONFIG, lay_out
 
-PAGES = CONFIG.replace("figures:", "dynamics: {flip: {}}\nfigures:") + (
+PAGES = CONFIG + (
     "  points: {kind: fixed_points, dataset: flip, models: [sae_gru, lds]}\n"
     "  near: {kind: dsa, dataset: flip}\n"
     "  ahead: {kind: forecasts, dataset: flip, models: [sae_gru]}\n"

@@ -147,7 +147,10 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def step(self, state: Float[Tensor, "n states"], input: Float[Tensor, "n inputs"]) -> Float[Tensor, "n states"]:
-        """Next state: the system whose fixed points and Jacobians are analysed."""
+        """Next state: the system whose fixed points and Jacobians are analysed.
+
+        A model without dynamics raises NotImplementedError, which says so: scores of dynamics are then undefined.
+        """
 
     @abstractmethod
     def rates(self, state: Float[Tensor, "*n states"]) -> Float[Tensor, "*n neurons"]:
