@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ctdb.datasets import SpikeDataset, Split
+from ctdb.dsa_scores import dsa_of
 from ctdb.dynamics import FixedPoints
 from ctdb.dynamics_scores import (
     POINT_SCORES,
@@ -15,7 +16,6 @@ from ctdb.dynamics_scores import (
     System,
     closed_loop_points,
     constant_input,
-    dsa_of,
     fit_dynamics,
     fit_system,
     fixed_points_of,

@@ -1,7 +1,7 @@
 """Does a fit recover the dynamics? A system and its fits side by side, as rows of the scores table.
 
-Scores run from 0, which a system without dynamics has, to 1, which the true system has, but for Lyapunov exponents and
-dimensions, which have their own units, and of which the ceiling row says what is right.
+Scores run from 0, which a system without dynamics has, to 1, which the true system has, but for distances, Lyapunov
+exponents and dimensions, which have their own units, and of which the ceiling row says what is right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ctdb.datasets import SpikeDataset
@@ -25,30 +25,22 @@ from ctdb.dynamics import (
     find_fixed_points,
     jacobian_of,
 )
-from ctdb.dynamics.dsa import dsa
 from ctdb.dynamics.flow import Alignment, Forecast, align, flow_field_sums, forecast
-from ctdb.dynamics.input_dsa import input_dsa
 from ctdb.dynamics.jacobians import Step
 from ctdb.dynamics.lyapunov import lyapunov_spectrum
-from ctdb.dynamics.systems import Comparison as SystemComparison
 from ctdb.errors import ConfigError, DynamicsError, MetricError, nearest
 from ctdb.files import read_hdf5, read_yaml, write_hdf5
 from ctdb.metrics import TrialSums
-from ctdb.metrics.geometry import principal_components
 from ctdb.models import base as models
 from ctdb.networks import base as networks
-from ctdb.scores import CEILING, FLOOR, anchor_labels, outcome, table_of
-from ctdb.seeds import numpy_generator
-from ctdb.settings import DYNAMICS_SCORES, DsaSettings, DynamicsSettings
+from ctdb.scores import CEILING, FLOOR, anchor_labels, outcome, table_of, undefined
+from ctdb.settings import DYNAMICS_SCORES, DynamicsSettings
 from ctdb.tasks.base import Task, TaskTrials
 
 POINT_SCORES = tuple(name for name in DYNAMICS_SCORES if name.startswith("fixed_point"))
 EXPONENT_SCORES = ("lyapunov_max", "kaplan_yorke_dimension")
 FORMAT = "ctdb-dynamics-1"
-DSA_FORMAT = "ctdb-dsa-1"
 POINTS, FACTS = "fixed_points.h5", "dynamics.h5"
-TRUTH = "truth"
-"""Name of the true system among those that DSA compares."""
 
 Score = float | TrialSums | MetricError | DynamicsError
 """A score, or why there is none."""
@@ -137,7 +129,7 @@ def fit_system(
     for name in dataset.splits:
         if f"{name}_latents" not in outputs:
             raise DynamicsError("the model infers no latents")
-        if not np.isfinite(outputs[f"{name}_latents"][_valid(dataset, name)]).all():
+        if not np.isfinite(outputs[f"{name}_latents"][dataset[name].valid_bins]).all():
             raise DynamicsError(f"latents of the {name} trials are not finite")
     takes = dataset.n_inputs > 0 and model.takes_ext_input
     inputs = {
@@ -162,7 +154,7 @@ def closed_loop_points(
 
 def fixed_points_of(system: System, dataset: SpikeDataset, settings: DynamicsSettings) -> FixedPoints:
     """Fixed points of a system near the states of its train trials."""
-    states = torch.from_numpy(system.states["train"][_valid(dataset, "train")]).double()
+    states = torch.from_numpy(system.states["train"][dataset["train"].valid_bins]).double()
     return _points(system.step, states, system.constant, settings, dataset.bin_s)
 
 
@@ -292,7 +284,7 @@ def fit_dynamics(
             own = fit_system(dataset, models.load(fit), read_hdf5(Path(fit) / "output.h5")[0], settings)
             found = fixed_points_of(own, dataset, settings)
         except (DynamicsError, NotImplementedError) as why:
-            failure = _undefined(why)
+            failure = undefined(why)
     if failure is not None:
         no_points(0).save(Path(out) / POINTS)
         write_hdf5(Path(out) / FACTS, {}, {"format": FORMAT, "status": failure["status"]})
@@ -376,7 +368,7 @@ class Comparison:
         rows = []
         for name, score in scores.items():
             values = (
-                _undefined(score)
+                undefined(score)
                 if isinstance(score, Exception)
                 else outcome(score, labels["dataset"], self.dataset.report_split)
             )
@@ -445,7 +437,7 @@ class Comparison:
         return forecast(system.step, alignment, states, starts, wanted.horizon, system.inputs[split], lengths)
 
     def _points(self, system: System, points: FixedPoints) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
-        valid = _valid(self.dataset, "train")
+        valid = self.dataset["train"].valid_bins
         try:
             found = compare_fixed_points(
                 self.points,
@@ -510,184 +502,9 @@ class Comparison:
         return scores, {"lyapunov": found.per_second, "lyapunov_error": found.standard_error_per_second}
 
 
-def _undefined(why: Exception) -> dict[str, str]:
-    return {"status": "undefined", "reason": str(why)}
-
-
-def dsa_of(
-    dataset: SpikeDataset,
-    fits: Sequence[tuple[Mapping[str, Any], Path | str]],
-    settings: DsaSettings,
-    n_jobs: int = 1,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], pd.DataFrame]:
-    """Distances between the true system and all fits to its dataset, on equal trials and settings.
-
-    Parameters
-    ----------
-    dataset
-        The dataset. Where it knows no true latents, fits are compared with each other alone.
-    fits
-        Labels (`dataset`, `model`, `kind`, `sweep`, `seed`) and folder of each fit.
-    settings
-        What to compare, and how.
-    n_jobs
-        Threads.
-
-    Returns
-    -------
-    arrays
-        `distances` and `null` of the systems that could be compared, `points` (multidimensional scaling), `order` (of
-        clusters), `n_channels`, and `floor` (distance of the truth from its own bins in random order).
-    facts
-        `names` of the systems, the truth first where it is known, `metric`, `n_delays` and `rank`.
-    rows
-        `dsa_similarity`, one minus the distance from the truth in units of `floor`: 1 for the same dynamics, 0 for
-        none. The ceiling is what random halves of the true trials score. None without a truth. A system that cannot be
-        compared, such as one whose state never changes, is left out of the arrays, and its row says why; so do all
-        rows where trials are too few or short.
-
-    Raises
-    ------
-    ConfigError
-        If inputs are to be compared of a dataset that has none.
-    """
-    split = dataset.report_split
-    trials, valid = dataset[split], _valid(dataset, split)
-    inputs = trials.ext_input if settings.metric == "input" else None
-    if settings.metric == "input" and inputs is None:
-        raise ConfigError("dsa.metric: `input` compares driven systems, but the dataset has no external input")
-    states, labels_of, failures = {}, {}, {}
-    if trials.latents is not None:
-        states[TRUTH] = trials.latents
-    for labels, fit in fits:
-        name = f"{labels['model']} seed {labels['seed']}"
-        labels_of[name], spec = labels, read_yaml(Path(fit) / "spec.yaml")
-        if spec["status"] == "ok":
-            states[name] = read_hdf5(Path(fit) / "output.h5")[0].get(f"{split}_latents")
-        else:
-            failures[name] = {"status": spec["status"], "reason": spec["reason"]}
-    systems = {}
-    # A model of the least size that the settings allow: what has none of its own must not keep others from theirs.
-    least = {} if settings.rank else {"n_delays": settings.n_delays or 1, "rank": 1}
-    for name, one in states.items():
-        try:
-            systems[name] = _components(one, valid, settings.components)
-            alone = {name: systems[name]}
-            _compared(alone, inputs, trials.n_bins, settings.model_copy(update=least), 0, n_jobs)
-        except MetricError as why:
-            systems.pop(name, None)
-            failures[name] = _undefined(why)
-    arrays = {
-        "distances": np.zeros((0, 0)),
-        "null": np.zeros((0, settings.n_null)),
-        "points": np.zeros((0, 2)),
-        "order": np.zeros(0, np.int64),
-        "n_channels": np.zeros(0, np.int64),
-    }
-    facts = {"format": DSA_FORMAT, "names": [], "metric": settings.metric, "n_delays": 0, "rank": 0}
-    try:
-        found = _compared(systems, inputs, trials.n_bins, settings, settings.n_null, n_jobs)
-    except MetricError as why:
-        failures |= dict.fromkeys(systems, _undefined(why))
-    else:
-        choice = found.settings.get("choice")
-        chosen = {
-            "n_delays": int(found.settings["n_delays"] if choice is None else choice.n_delays),
-            "rank": int(found.settings["rank"] if choice is None else choice.rank),
-        }
-        arrays |= {
-            "distances": found.distances,
-            "null": found.null,
-            "points": found.points(),
-            "order": np.asarray(found.order),
-            "n_channels": np.array([one.shape[2] for one in systems.values()]),
-        }
-        facts |= {"names": list(found.names), **chosen}
-    if trials.latents is None:
-        return arrays, facts, table_of([])
-    distances: dict[str, float] = {}
-    if TRUTH not in failures:
-        pair = {TRUTH: systems[TRUTH], FLOOR: _in_random_order(systems[TRUTH], valid, settings.seed)}
-        try:
-            between = _compared(pair, inputs, trials.n_bins, settings.model_copy(update=chosen), 0, n_jobs)
-            if not between.distances[0, 1]:
-                raise MetricError(
-                    f"with {chosen['n_delays']} delays and rank {chosen['rank']}, the true system is no further from "
-                    "its own bins in random order than from itself, so there is no unit; raise either"
-                )
-        except MetricError as why:
-            failures[TRUTH] = _undefined(why)
-        else:
-            arrays["floor"] = between.distances[:1, 1]
-            distances = dict(zip(found.names, found.distances[0], strict=True)) | {
-                FLOOR: float(between.distances[0, 1])
-            }
-            if settings.n_null:
-                distances[CEILING] = float(np.median(found.null[0]))
-
-    def values(name: str) -> dict[str, Any]:
-        failed = failures.get(name) or failures.get(TRUTH)
-        return failed or outcome(1 - float(distances[name] / distances[FLOOR]), fits[0][0]["dataset"], split)
-
-    common = {"session": "", "split": split, "metric": "dsa_similarity", "n_trials": trials.n_trials}
-    anchor = anchor_labels(fits[0][0]["dataset"]) | common
-    rows = [{**anchor, "model": FLOOR, "role": "floor", **values(FLOOR)}]
-    if settings.n_null:
-        rows.append({**anchor, "model": CEILING, "role": "ceiling", **values(CEILING)})
-    rows += [{**labels, "role": "fit", **common, **values(name)} for name, labels in labels_of.items()]
-    return arrays, facts, table_of(rows)
-
-
-def _in_random_order(
-    states: Float[np.ndarray, "trials bins channels"], valid: Bool[np.ndarray, "trials bins"], seed: int
-) -> Float[np.ndarray, "trials bins channels"]:
-    """The valid bins of each trial in random order: the same states without dynamics."""
-    shuffled, rng = states.copy(), numpy_generator("dsa floor", seed)
-    for trial, inside in zip(shuffled, valid, strict=True):
-        trial[inside] = rng.permutation(trial[inside])
-    return shuffled
-
-
-def _compared(
-    systems: Mapping[str, np.ndarray],
-    inputs: np.ndarray | None,
-    n_bins: np.ndarray | None,
-    settings: DsaSettings,
-    n_null: int,
-    n_jobs: int,
-) -> SystemComparison:
-    common = {"rank": settings.rank, "n_bins": n_bins, "n_null": n_null, "seed": settings.seed, "n_jobs": n_jobs}
-    if settings.n_delays is not None:
-        common["n_delays"] = settings.n_delays
-    if settings.metric == "input":
-        return input_dsa(systems, dict.fromkeys(systems, inputs), **common)
-    return dsa(systems, settings.metric, **common)
-
-
-def _components(
-    states: Float[np.ndarray, "trials bins states"] | None, valid: np.ndarray, n_components: int
-) -> Float[np.ndarray, "trials bins components"]:
-    """States in their own leading principal components, 0 in padding."""
-    if states is None:
-        raise MetricError("the model infers no latents")
-    seen = states[valid].astype(np.float64)
-    if not np.isfinite(seen).all():
-        raise MetricError("its states are not finite")
-    components = principal_components(seen)[0][:, :n_components]
-    made = np.zeros((*states.shape[:2], components.shape[1]))
-    made[valid] = components
-    return made
-
-
-def _valid(dataset: SpikeDataset, split: str) -> Bool[np.ndarray, "trials bins"]:
-    trials = dataset[split]
-    n_trials, length = trials.recon_data.shape[:2]
-    return np.arange(length) < (np.full(n_trials, length) if trials.n_bins is None else trials.n_bins)[:, None]
-
-
 def _of_dataset(dataset: SpikeDataset, settings: DynamicsSettings) -> Float[np.ndarray, " inputs"]:
     """Constant input in the channels of the dataset's external input, none where it has no such."""
-    given, valid = dataset["train"].ext_input, _valid(dataset, "train")
+    given, valid = dataset["train"].ext_input, dataset["train"].valid_bins
     seen = np.zeros((1, 0)) if given is None else given[valid].astype(np.float64)
     return constant_input(settings.fixed_points.input, dataset.names.get("inputs", []), seen)
 

@@ -188,13 +188,18 @@ def _rows(
                     ) from None
                 continue
             except MetricError as error:
-                rows.append({**row, **(failure or {"status": "undefined", "reason": str(error)})})
+                rows.append({**row, **(failure or undefined(error))})
                 continue
             if failure is not None:
                 rows.append({**row, **failure})
                 continue
             rows.append({**row, **outcome(score, labels["dataset"], split)})
     return table_of(rows)
+
+
+def undefined(why: Exception) -> dict[str, str]:
+    """Columns of a score that cannot be had here."""
+    return {"status": "undefined", "reason": str(why)}
 
 
 def outcome(score: TrialSums | float, dataset: str, split: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ with job(snakemake.log[0], snakemake.threads):
     from pathlib import Path
 
     from ctdb import datasets
-    from ctdb.dynamics_scores import dsa_of
+    from ctdb.dsa_scores import dsa_of
     from ctdb.files import write_hdf5, write_text
     from ctdb.settings import DsaSettings
 

@@ -65,12 +65,16 @@ class Split:
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
 
+    @property
+    def valid_bins(self) -> Bool[np.ndarray, "trials recon_bins"]:
+        """Which bins are no padding."""
+        n_trials, length = self.recon_data.shape[:2]
+        lengths = np.full(n_trials, length) if self.n_bins is None else self.n_bins
+        return np.arange(length) < lengths[:, None]
+
     def observed(self) -> Bool[np.ndarray, "trials recon_bins neurons"]:
         """Which values of `recon_data` are neither padding nor missing (NaN)."""
-        seen = ~np.isnan(self.recon_data)
-        if self.n_bins is not None:
-            seen &= (np.arange(seen.shape[1]) < self.n_bins[:, None])[..., None]
-        return seen
+        return ~np.isnan(self.recon_data) & self.valid_bins[..., None]
 
     def take(self, trials: Int[np.ndarray, " some"]) -> "Split":
         """Split with only the given trials, in the given order."""

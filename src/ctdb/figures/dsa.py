@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from ctdb.dsa_scores import TRUTH
 from ctdb.dynamics.systems import Comparison
-from ctdb.dynamics_scores import TRUTH
 from ctdb.figures import FIGURES
 from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need
 from ctdb.files import read_hdf5

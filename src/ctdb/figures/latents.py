@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
 from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title, read_session
-from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space, valid_bins
+from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
 
@@ -45,9 +45,9 @@ class Latents(Figure):
         dataset = read_session(files["dataset", settings.dataset], settings.session)
         split = dataset.report_split
         space = principal_space(dataset, settings.dataset, "latents")
-        train = valid_bins(dataset["train"])
+        train = dataset["train"].valid_bins
         target = space(dataset["train"].latents[train].astype(np.float64))
-        lengths = valid_bins(dataset[split]).sum(1)[: settings.n_trials]
+        lengths = dataset[split].valid_bins.sum(1)[: settings.n_trials]
         shown = {"true states": space(dataset[split].latents[: len(lengths)])}
         for model in settings.models:
             path = files["fit", settings.dataset, model, settings.seed]

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from ctdb.dsa_scores import TRUTH
 from ctdb.dynamics import FixedPoints
-from ctdb.dynamics_scores import POINTS, TRUTH
+from ctdb.dynamics_scores import POINTS
 from ctdb.figures.base import Need, fit_outputs, fit_title, read_session
-from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space, valid_bins
+from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.files import read_hdf5
 
 COLOURS = {
@@ -101,7 +102,7 @@ def portraits_of(name: str, models: Sequence[str], seed: int, n_trials: int, fil
     dataset = read_session(files["dataset", name])
     space = principal_space(dataset, name, "fixed_points")
     trials = dataset[dataset.report_split]
-    lengths = valid_bins(trials).sum(1)[:n_trials]
+    lengths = trials.valid_bins.sum(1)[:n_trials]
 
     def cut(states: np.ndarray) -> list[np.ndarray]:
         return [space(trial[:length]) for trial, length in zip(states, lengths, strict=False)]

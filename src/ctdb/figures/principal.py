@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ctdb.datasets import SpikeDataset, Split
+from ctdb.datasets import SpikeDataset
 from ctdb.errors import DatasetError
 
 MARGIN = 0.08
@@ -68,17 +68,11 @@ def principal_space(dataset: SpikeDataset, name: str, figure: str) -> PrincipalS
     train = dataset["train"]
     if train.latents is None:
         raise DatasetError(f"dataset {name!r} has no true latents, which figure `{figure}` needs; draw another dataset")
-    states = train.latents[valid_bins(train)].astype(np.float64)
+    states = train.latents[train.valid_bins].astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(states.T).reshape(states.shape[1], -1))
     vectors = vectors[:, ::-1][:, :3]
     signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
     return PrincipalSpace(states.mean(0), vectors * signs, values[::-1][:3] / values.sum())
-
-
-def valid_bins(trials: Split) -> Bool[np.ndarray, "trials bins"]:
-    """Bins that are not padding."""
-    n_trials, length = trials.recon_data.shape[:2]
-    return np.arange(length) < (np.full(n_trials, length) if trials.n_bins is None else trials.n_bins)[:, None]
 
 
 def limits_of(points: Float[np.ndarray, "n axes"]) -> list[tuple[float, float]]:
