@@ -294,5 +294,5 @@ FIT_FILES = [
     fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
 ] + [fit_file(*fit, "continuous.h5") for fit in FITS if PLAN["datasets"][fit[0]]["settings"]["kind"] == "continuous"]
 FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])
-PAGES = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
-FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.html", figure=PAGES)
+INTERACTIVE = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
+FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.json", figure=INTERACTIVE)

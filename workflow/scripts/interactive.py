@@ -1,4 +1,4 @@
-"""Write one figure as a page that is turned with the mouse."""
+"""Write one figure as the report shows it in three dimensions."""
 
 from ctdb.jobs import job
 
@@ -9,4 +9,4 @@ with job(snakemake.log[0], snakemake.threads):
     settings = snakemake.params.settings
     figure = FIGURES[settings["kind"]]
     files = {tuple(need): file for need, file in zip(snakemake.params.needs, snakemake.input, strict=True)}
-    make_interactive(figure, figure.Settings(**settings), files, snakemake.output[0].removesuffix(".html"))
+    make_interactive(figure, figure.Settings(**settings), files, snakemake.output[0].removesuffix(".json"))

@@ -4,7 +4,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import matplotlib as mpl
 import numpy as np
@@ -41,8 +41,9 @@ class Figure(ABC):
     Settings: ClassVar[type[FigureSettings]]
     fields: ClassVar[tuple[str, ...]] = ()
     """Fields that a dataset need not have but this figure does."""
-    interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], str] | None] = None
-    """A kind may have a static method of this name, of the arguments of `draw`: the same as a page, in HTML."""
+    interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], Any] | None] = None
+    """A kind may have a static method of this name, of the arguments of `draw`: the same as a figure of plotly, which
+    the report shows."""
 
     @staticmethod
     @abstractmethod
@@ -71,8 +72,8 @@ def make(figure: type[Figure], settings: FigureSettings, files: Mapping[Need, st
 def make_interactive(
     figure: type[Figure], settings: FigureSettings, files: Mapping[Need, str], out: Path | str
 ) -> None:
-    """Write a figure's page to ``{out}.html``; it needs nothing else, and equal inputs give equal bytes."""
-    write_text(f"{out}.html", figure.interactive(settings, files))
+    """Write what plotly draws to ``{out}.json``; equal inputs give equal bytes."""
+    write_text(f"{out}.json", figure.interactive(settings, files).to_json(engine="json"))
 
 
 def read_session(path: str, session: str = "") -> SpikeDataset:

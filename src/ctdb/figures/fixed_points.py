@@ -1,6 +1,7 @@
 """Fixed points of the system behind the spikes and of fits to it, in the same three dimensions, and their spectra."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,9 @@ from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
 from ctdb.figures.portraits import COLOURS, Portrait, Portraits, portraits_of
 from ctdb.settings import Count, NonEmpty, Seed
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 COLUMNS = 4
 """Systems beside one another; further ones go below."""
@@ -59,12 +63,12 @@ class FixedPointsFigure(Figure):
         return _draw(settings.dataset, shown), table.drop(columns="stability")
 
     @staticmethod
-    def interactive(settings: FixedPointsSettings, files: Mapping[Need, str]) -> str:
-        """The same as a page, in which the space can be turned and a point says what it is."""
-        from ctdb.figures.page import page_of  # plotly, which nothing else needs
+    def interactive(settings: FixedPointsSettings, files: Mapping[Need, str]) -> "go.Figure":
+        """The same in a space that can be turned, in which a point says what it is."""
+        from ctdb.figures.interactive import fixed_points_in_space  # plotly, which nothing else needs
 
         shown = portraits_of(settings.dataset, settings.models, settings.seed, settings.n_trials, files)
-        return page_of(settings.dataset, shown)
+        return fixed_points_in_space(settings.dataset, shown)
 
 
 def _draw(name: str, shown: Portraits) -> Canvas:

@@ -1,6 +1,7 @@
 """Latent trajectories of fits beside those of the system behind the spikes, in the same three dimensions."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,9 @@ from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need,
 from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 
 class LatentsSettings(FigureSettings):
@@ -42,23 +46,39 @@ class Latents(Figure):
     @staticmethod
     def draw(settings: LatentsSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the first `n_trials` trials of the split that scores are reported on."""
-        dataset = read_session(files["dataset", settings.dataset], settings.session)
-        split = dataset.report_split
-        space = principal_space(dataset, settings.dataset, "latents")
-        train = dataset["train"].valid_bins
-        target = space(dataset["train"].latents[train].astype(np.float64))
-        lengths = dataset[split].valid_bins.sum(1)[: settings.n_trials]
-        shown = {"true states": space(dataset[split].latents[: len(lengths)])}
-        for model in settings.models:
-            path = files["fit", settings.dataset, model, settings.seed]
-            weights, offset = linear_map(fit_outputs(path, "train", settings.session)["latents"][train], target)
-            inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
-            shown[fit_title(path, model)] = inferred @ weights + offset
-        trajectories = {
-            name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)]
-            for name, trials in shown.items()
-        }
-        return _draw(settings, split, trajectories, space, dataset.bin_s)
+        trajectories, space, split, bin_s = _trajectories(settings, files)
+        return _draw(settings, split, trajectories, space, bin_s)
+
+    @staticmethod
+    def interactive(settings: LatentsSettings, files: Mapping[Need, str]) -> "go.Figure":
+        """The same in a space that can be turned, with the truth beside each fit."""
+        from ctdb.figures.interactive import trajectories_in_space  # plotly, which nothing else needs
+
+        trajectories, space, *_ = _trajectories(settings, files)
+        return trajectories_in_space(settings.dataset, trajectories, space)
+
+
+def _trajectories(
+    settings: LatentsSettings, files: Mapping[Need, str]
+) -> tuple[dict[str, list[np.ndarray]], PrincipalSpace, str, float]:
+    """Trials (bins, axes) of the truth and of each fit, their space, their split, and the width of a bin in seconds."""
+    dataset = read_session(files["dataset", settings.dataset], settings.session)
+    split = dataset.report_split
+    space = principal_space(dataset, settings.dataset, "latents")
+    train = dataset["train"].valid_bins
+    target = space(dataset["train"].latents[train].astype(np.float64))
+    lengths = dataset[split].valid_bins.sum(1)[: settings.n_trials]
+    shown = {"true states": space(dataset[split].latents[: len(lengths)])}
+    for model in settings.models:
+        path = files["fit", settings.dataset, model, settings.seed]
+        weights, offset = linear_map(fit_outputs(path, "train", settings.session)["latents"][train], target)
+        inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
+        shown[fit_title(path, model)] = inferred @ weights + offset
+    trajectories = {
+        name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)]
+        for name, trials in shown.items()
+    }
+    return trajectories, space, split, dataset.bin_s
 
 
 def _draw(
