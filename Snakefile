@@ -17,6 +17,7 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     gather_scores,
     figure,
     interactive,
+    report,
 
 
 rule all:
@@ -27,6 +28,7 @@ rule all:
         FIT_FILES,
         f"{RESULTS}/scores.parquet",
         FIGURE_FILES,
+        f"{RESULTS}/report.html",
 
 
 rule networks:
@@ -71,3 +73,4 @@ include: "workflow/rules/fits.smk"
 include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"

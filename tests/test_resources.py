@@ -25,6 +25,7 @@ JOBS = {
     "gather_scores": {},
     "figure": {"figure": "rates"},
     "interactive": {"figure": "rates"},
+    "report": {},
 }
 CLUSTER = Site.model_validate(
     {"account": "lab", "qos": "long", "cpu": {"partition": "cpu"}, "gpu": {"partition": "gpu"}}

@@ -1,6 +1,7 @@
 # The checked plan of the configuration file, and the names that the rules share.
 
 import sys
+from pathlib import Path
 
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
@@ -11,10 +12,10 @@ from ctdb.errors import CtdbError
 from ctdb.metrics.case import COSTLY
 from ctdb.resources import NAMES, Needs, threads
 
+PAPER = f"{workflow.basedir}/config/config.yaml"
+
 try:
-    PLAN = ctdb_workflow.plan(
-        workflow.overwrite_configfiles, workflow.config_settings.config or {}, f"{workflow.basedir}/config/config.yaml"
-    )
+    PLAN = ctdb_workflow.plan(workflow.overwrite_configfiles, workflow.config_settings.config or {}, PAPER)
 except CtdbError as error:
     sys.exit(f"error: {error}")
 
@@ -31,6 +32,7 @@ onsuccess:
 
 
 RESULTS = PLAN["results"]
+CONFIG = next(iter(workflow.overwrite_configfiles), PAPER)
 FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
 MODULES = PLAN["modules"]
 NEEDS = Needs(PLAN)
@@ -213,6 +215,12 @@ def needed_file(what, *names):
     if what == "dsa":
         return dynamics_file(*names, name="dsa.h5")
     return f"{RESULTS}/scores.parquet"
+
+
+def plan_of_report(wildcards, resources):
+    """What was run, and how it was said. That it asks for `resources` keeps it from being a trigger: what changes a
+    result changes an input of the report too."""
+    return {"plan": PLAN, "config": Path(CONFIG).read_text(encoding="utf-8"), "name": Path(CONFIG).name}
 
 
 def initial_fit(wildcards):

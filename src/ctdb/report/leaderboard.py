@@ -131,7 +131,7 @@ def _in_words(mine: pd.DataFrame) -> str:
     kinds = set(mine["interval"].dropna())
     if SEEDS in kinds:
         return f"lowest and highest of {mine['n_ok'].max()} seeds"
-    return "95 % over trials" if TRIALS in kinds else "none"
+    return "95 % over trials" if TRIALS in kinds else ""
 
 
 def columns(long: pd.DataFrame) -> list[Column]:

@@ -45,6 +45,7 @@ function leaderboard(DataTable) {
   // Columns of the chosen scores, without those that no row shown has a value of.
   const arrange = () => {
     const group = byId("group").value;
+    board.column("#board-dataset").visible(!byId("subject").value.startsWith("dataset:"), false);
     board.columns().every(function () {
       const { metric, groups } = this.header().dataset;
       if (metric === undefined) return;
@@ -89,7 +90,7 @@ function data(DataTable, details) {
   const region = document.createElement("div");
   Object.assign(region, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Data of ${link.dataset.what}` });
   const table = document.createElement("table");
-  table.innerHTML = `<caption>Data of ${escaped(link.dataset.what)}</caption>`;
+  table.innerHTML = `<caption><span>Data of ${escaped(link.dataset.what)}</span></caption>`;
   region.append(table);
   details.querySelector(".rows").replaceChildren(region);
   const isNumber = header.map((_, column) => rows.every((row) => row[column] === "" || !Number.isNaN(Number(row[column]))));
@@ -114,7 +115,7 @@ function data(DataTable, details) {
 function space() {
   const plot = byId("plot"), figures = byId("space-figure"), systems = byId("space-system"), status = byId("space-status");
   let drawn = null;
-  const start = { x: 1.25, y: 1.25, z: 1.25 };
+  const start = { x: 1.15, y: 1.15, z: 1.0 };
 
   async function draw() {
     const name = figures.value;
@@ -131,7 +132,9 @@ function space() {
     plot.ariaLabel = `${title}; the numbers are in the data of the figure ${name}`;
     byId("space-data").href = `#figure-${name}`;
     for (const [index, trace] of data.entries()) trace.visible = choices[0].visible[index];
-    const own = { autosize: true, paper_bgcolor: "rgba(0,0,0,0)", uirevision: name, font: { family: getComputedStyle(document.body).fontFamily } };
+    const quiet = { bgcolor: "rgba(0,0,0,0)", color: "#8b9098", activecolor: "#0b5a92" };
+    layout.scene.camera = { eye: start };
+    const own = { autosize: true, modebar: quiet, paper_bgcolor: "rgba(0,0,0,0)", uirevision: name, font: { family: getComputedStyle(document.body).fontFamily } };
     try {
       await window.Plotly.newPlot(plot, data, { ...layout, ...own }, { displaylogo: false, responsive: true, showSendToCloud: false });
       status.textContent = title;
