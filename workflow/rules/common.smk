@@ -195,6 +195,11 @@ def dynamics_file(dataset, model=None, seed=None, *, name):
     return f"{folder}/{name}" if model is None else f"{folder}/{model}/seed{seed}/{name}"
 
 
+def score_file(dataset, model=None, seed=None):
+    """Scores of a fit, or of the floor and ceiling of a dataset."""
+    return f"{RESULTS}/scores/{dataset}/{'anchors' if model is None else f'{model}/seed{seed}'}.csv"
+
+
 def needed_file(what, *names):
     """File that stands for something a figure or a dataset is made from."""
     if what == "file":
@@ -210,9 +215,9 @@ def needed_file(what, *names):
         return fit_file(*names, "output.h5" if what == "fit" else "history.csv")
     if what == "dynamics":
         return dynamics_file(*names, name="dynamics.h5")
-    if what == "dsa":
-        return dynamics_file(*names, name="dsa.h5")
-    return f"{RESULTS}/scores.parquet"
+    if what in ("dsa", "dsa_scores"):
+        return dynamics_file(*names, name="dsa.h5" if what == "dsa" else "dsa.csv")
+    return score_file(*names) if what == "scores" else dynamics_file(*names, name="scores.csv")
 
 
 def initial_fit(wildcards):
@@ -293,6 +298,8 @@ NETWORK_FILES = sorted(
 FIT_FILES = [
     fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
 ] + [fit_file(*fit, "continuous.h5") for fit in FITS if PLAN["datasets"][fit[0]]["settings"]["kind"] == "continuous"]
-FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])
+FIGURE_FILES = expand(
+    f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv", "txt"]
+)
 PAGES = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
 FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.html", figure=PAGES)

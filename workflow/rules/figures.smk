@@ -10,6 +10,7 @@ rule figure:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
         png=report(f"{RESULTS}/figures/{{figure}}.png", category="Figures", labels={"figure": "{figure}"}),
         table=f"{RESULTS}/figures/{{figure}}.csv",
+        caption=f"{RESULTS}/figures/{{figure}}.txt",
     log:
         f"{RESULTS}/logs/figures/{{figure}}.log",
     benchmark:
@@ -20,6 +21,7 @@ rule figure:
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
         style=STYLE,
         code=lambda wildcards: code(
             "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
@@ -45,6 +47,7 @@ rule interactive:
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
         style=STYLE,
         code=lambda wildcards: code(
             "interactive.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
