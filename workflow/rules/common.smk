@@ -279,6 +279,23 @@ def fit_code(wildcards):
     return code("fit_dynamics.py", *network, *fit_of(wildcards)["modules"])
 
 
+def figure_source(figure):
+    """Hash of what a figure's caption and published numbers are written in, which its code's fingerprint leaves out."""
+    kind = PLAN["figures"][figure]["settings"]["kind"]
+    return ctdb_workflow.content_hash(*ctdb_workflow.figure_files(kind, MODULES["figures"][kind]))
+
+
+def settings_behind():
+    """Settings behind each data set and model: of the task, where there is one, the data set and the model."""
+    behind = {}
+    for (dataset, model, _), fit in FITS.items():
+        activity = activity_of(dataset)
+        task = {"task": PLAN["tasks"][task_of(activity[0])]} if activity else {}
+        own = {"dataset": PLAN["datasets"][dataset]["settings"], "model": fit["spec"]}
+        behind.setdefault(f"{dataset} {model}", task | own)
+    return behind
+
+
 DYNAMICS_FITS = [fit for fit in FITS if fit[0] in PLAN["dynamics"]]
 DYNAMICS_SCORES = (
     [dynamics_file(dataset, name="scores.csv") for dataset in PLAN["dynamics"]]
@@ -301,5 +318,6 @@ FIT_FILES = [
 FIGURE_FILES = expand(
     f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv", "txt"]
 )
+REPRODUCING = [figure for figure, settings in PLAN["figures"].items() if settings["reproduces"]]
 PAGES = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
 FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.html", figure=PAGES)
