@@ -17,6 +17,7 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     gather_scores,
     figure,
     interactive,
+    reproduction,
     report,
 
 
@@ -28,6 +29,7 @@ rule all:
         FIT_FILES,
         f"{RESULTS}/scores.parquet",
         FIGURE_FILES,
+        f"{RESULTS}/reproduction.csv",
         f"{RESULTS}/report.html",
 
 
@@ -64,6 +66,7 @@ rule scores:
 rule figures:
     input:
         FIGURE_FILES,
+        f"{RESULTS}/reproduction.csv",
 
 
 include: "workflow/rules/networks.smk"

@@ -22,6 +22,7 @@ from ctdb.datasets.ibl.recording import RECORDINGS
 from ctdb.datasets.kind import DATASETS
 from ctdb.errors import ConfigError, WriteError, nearest
 from ctdb.figures import FIGURES
+from ctdb.figures.planned import Need, Planned
 from ctdb.files import write_text
 from ctdb.metrics.case import METRICS
 from ctdb.models import MODELS
@@ -92,8 +93,8 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
-    and `figures` (with what each `needs`, and whether it has an `interactive` page) with all defaults filled in;
-    `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
+    and `figures` (with what each `needs` and is `missing`, and whether it is `interactive` and `reproduces` published
+    numbers) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
     `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
     that defines it.
 
@@ -179,9 +180,14 @@ class _Checker:
         self._give_up_if_wrong()
         self._heldout(datasets, metrics, fits)
         self._dynamics(layout, fits)
+        planned = Planned(
+            tuple((fit["dataset"], fit["model"], fit["seed"]) for fit in fits),
+            {name: settings.dsa is not None for name, settings in layout.dynamics.items()},
+        )
         for name, settings in figures.items():
-            needs = FIGURES[settings["kind"]].needs(FIGURES[settings["kind"]].Settings(**settings))
-            self._needs(name, needs, layout, tasks, datasets, fits)
+            kind = FIGURES[settings["kind"]]
+            needs = list(dict.fromkeys(kind.needs(kind.Settings(**settings), planned)))
+            missing = self._needs(name, needs, layout, tasks, datasets, planned)
             self._metrics(settings.get("metrics", []), f"figures.{name}.metrics", DYNAMICS_SCORES)
             self._fields(name, settings, datasets)
             self._session(name, settings, layout)
@@ -189,8 +195,10 @@ class _Checker:
             self._figure_of_sweep(name, settings, fits)
             figures[name] = {
                 "settings": settings,
-                "needs": [list(need) for need in needs],
-                "interactive": FIGURES[settings["kind"]].interactive is not None,
+                "needs": [list(need) for need in needs if need not in missing],
+                "missing": [[list(need), reason] for need, reason in missing.items()],
+                "interactive": kind.interactive is not None,
+                "reproduces": kind.reproduction is not None,
             }
         self._give_up_if_wrong()
         registries = {
@@ -483,34 +491,47 @@ class _Checker:
     def _needs(
         self,
         figure: str,
-        needs: list[tuple],
+        needs: list[Need],
         layout: Layout,
         tasks: Mapping[str, Any],
         datasets: Mapping[str, Any],
-        fits: list[dict[str, Any]],
-    ) -> None:
-        """Refuse a figure of something that the plan does not make."""
-        for what, *names in needs:
-            where = f"figures.{figure}"
+        planned: Planned,
+    ) -> dict[Need, str]:
+        """Needs that the plan does not make, with the reason, of a figure that can be drawn without; else refuse it."""
+        where, missing = f"figures.{figure}", {}
+        partial = FIGURES[layout.figures[figure]["kind"]].partial
+        for need in needs:
+            what, *names = need
             if what == "activity":
                 self._activity(names, layout.networks, tasks, where)
-            elif what == "dataset":
-                self._known("dataset", names[0], datasets, f"{where}.dataset")
-            elif what in ("dynamics", "dsa") and names[0] not in layout.dynamics:
-                self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}`, which is not there; add it")
-            elif what == "dsa" and layout.dynamics[names[0]].dsa is None:
-                self.problems.append(f"{where}.dataset: needs `dynamics.{names[0]}.dsa`, which is null; give it")
-            elif what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
-                dataset, model, seed = names
-                of_dataset = {fit["model"] for fit in fits if fit["dataset"] == dataset}
-                seeds = {fit["seed"] for fit in fits if (fit["dataset"], fit["model"]) == (dataset, model)}
-                if (
-                    self._known(f"model fitted to {dataset!r}", model, of_dataset, f"{where}.models")
-                    and seed not in seeds
-                ):
-                    self.problems.append(
-                        f"{where}.seed: {model!r} is fitted to {dataset!r} with seeds {sorted(seeds)} only"
-                    )
+            elif not self._known("dataset", names[0], datasets, f"{where}.dataset"):
+                continue
+            elif problem := self._unmade(need, layout, planned):
+                key, text = problem
+                if not partial or (key == "models" and names[1].partition("@")[0] not in layout.models):
+                    self.problems.append(f"{where}.{key}: {text}")
+                else:
+                    missing[need] = text
+        return missing
+
+    def _unmade(self, need: Need, layout: Layout, planned: Planned) -> tuple[str, str] | None:
+        """Why the plan does not make something of a dataset that is there, after the key that asks for it."""
+        what, dataset, *names = need
+        if what in ("dynamics", "dsa", "dynamics_scores", "dsa_scores") and dataset not in planned.dynamics:
+            return "dataset", f"needs `dynamics.{dataset}`, which is not there; add it"
+        if what in ("dsa", "dsa_scores") and not planned.dynamics[dataset]:
+            return "dataset", f"needs `dynamics.{dataset}.dsa`, which is null; give it"
+        if not names:
+            return None
+        model, seed = names
+        fitted = planned.fits_of(dataset)
+        if model not in {name for _, name, _ in fitted}:
+            hint = nearest(model, {name for _, name, _ in fitted})
+            return "models", f"no model fitted to {dataset!r} is called {model!r}; {hint}"
+        seeds = sorted({one for _, name, one in fitted if name == model})
+        if seed not in seeds:
+            return "seed", f"{model!r} is fitted to {dataset!r} with seeds {seeds} only"
+        return None
 
     def _activity(self, names: list[Any], networks: Mapping[str, Any], tasks: Mapping[str, Any], where: str) -> None:
         """Refuse the activity of a network, or on a variant of its task, that is not there."""

@@ -68,6 +68,10 @@ class StoppedError(CtdbError):
     """The job was told to stop before it was done."""
 
 
+class MissingError(CtdbError):
+    """A figure lacks what this configuration does not make; it is drawn with the reason in its place."""
+
+
 class ClusterError(CtdbError):
     """The cluster would refuse what it is to be asked for."""
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,15 @@ def code(repository: Path | str, script: str, *modules: str) -> str:
     return fingerprint(Path(repository) / "workflow/scripts" / script, *modules)
 
 
-def content_hash(path: Path | str) -> str:
-    """Hash of a file that is not code, such as a figure style, for the params of the rules that read it."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def content_hash(*paths: Path | str) -> str:
+    """Hash of files that are not code, such as a figure style, for the params of the rules that read them."""
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def figure_files(kind: str, module: str) -> list[Path]:
+    """Files whose text becomes part of a figure: its module, with its caption, and published numbers of its kind."""
+    source = Path(importlib.util.find_spec(module).origin)
+    return [source, *sorted((source.parent / "published").glob(f"{kind}.*"))]
 
 
 def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
@@ -217,12 +223,12 @@ def _refuse_unwritable(results: Path, path: Path | str) -> None:
         )
 
 
-def _absent_files(checked: Mapping[str, Any], path: Path | str) -> list[str]:
-    """Optional datasets whose file is not there; raises ConfigError if one is needed."""
-    absent = []
+def _absent_files(checked: Mapping[str, Any], path: Path | str) -> dict[str, str]:
+    """Optional datasets whose file is not there, and why they are left out; raises ConfigError if one is needed."""
+    absent: dict[str, str] = {}
     for name, settings in checked["datasets"].items():
-        files = [config.data_path(path) for what, path, *_ in settings["sources"] if what == "file"]
-        file = next((file for file in files if not file.exists()), None)
+        files = [(one, config.data_path(one)) for what, one, *_ in settings["sources"] if what == "file"]
+        written, file = next(((one, file) for one, file in files if not file.exists()), (None, None))
         if file is None:
             continue
         if not settings["settings"].get("optional"):
@@ -231,40 +237,48 @@ def _absent_files(checked: Mapping[str, Any], path: Path | str) -> list[str]:
                 "to go on without it"
             )
         print(f"dataset {name!r} is left out: there is no file {file} (set CTDB_DATA to its folder)", file=sys.stderr)
-        absent.append(name)
+        absent[name] = f"dataset {name!r}, whose file {written} is not there"
     while more := [
         name for name, value in checked["datasets"].items() if name not in absent and _made_from(value, absent)
     ]:
-        absent += more
+        absent |= {name: f"dataset {name!r}, which is made from one whose file is not there" for name in more}
     return absent
 
 
-def _made_from(dataset: Mapping[str, Any], names: Sequence[str]) -> bool:
+def _made_from(dataset: Mapping[str, Any], names: Container[str]) -> bool:
     return any(what == "dataset" and source in names for what, source, *_ in dataset["sources"])
 
 
-def _without(checked: dict[str, Any], absent: Sequence[str]) -> dict[str, Any]:
-    """Plan without some datasets, the fits to them or that begin with such a fit, and the figures of either."""
+def _without(checked: dict[str, Any], absent: Mapping[str, str]) -> dict[str, Any]:
+    """Plan without some datasets and the fits to them or that begin with such a fit; its figures say what they lack.
+
+    `absent` maps these datasets to the reason.
+    """
     fits = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in checked["fits"] if fit["dataset"] not in absent}
     while lost := [key for key, fit in fits.items() if (first := _initial_key(fit)) and first not in fits]:
         for key in lost:
             del fits[key]
+    left = {name for name, *_ in fits}
 
-    def is_drawn(figure: Mapping[str, Any]) -> bool:
-        if figure["settings"].get("dataset") in absent:
-            return False
-        return all(is_made(what, names) for what, *names in figure["needs"])
+    def lacks(what: str, name: str, *fit: Any) -> str | None:
+        if what == "activity":
+            return None
+        if name in absent:
+            return absent[name]
+        if fit and (name, *fit) not in fits:
+            return f"the fit of {fit[0]!r} to {name!r} with seed {fit[1]}, which begins with one that is left out"
+        return None if what == "dataset" or name in left else f"all fits to {name!r}, which are left out"
 
-    def is_made(what: str, names: list[Any]) -> bool:
-        if what in ("fit", "history") or (what == "dynamics" and len(names) == 3):
-            return tuple(names) in fits
-        return what not in ("dataset", "dynamics", "dsa") or names[0] not in absent
+    def without(figure: Mapping[str, Any]) -> dict[str, Any]:
+        missing = [(need, reason) for need in figure["needs"] if (reason := lacks(*need))]
+        kept = [need for need in figure["needs"] if not lacks(*need)]
+        return {**figure, "needs": kept, "missing": [*figure["missing"], *missing]}
 
     return checked | {
         "datasets": {name: value for name, value in checked["datasets"].items() if name not in absent},
         "fits": list(fits.values()),
-        "dynamics": {name: value for name, value in checked["dynamics"].items() if name in {key[0] for key in fits}},
-        "figures": {name: value for name, value in checked["figures"].items() if is_drawn(value)},
+        "dynamics": {name: value for name, value in checked["dynamics"].items() if name in left},
+        "figures": {name: without(value) for name, value in checked["figures"].items()},
     }
 
 

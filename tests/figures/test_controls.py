@@ -15,6 +15,7 @@ from ctdb.datasets import MultiSession
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import make
+from ctdb.figures.planned import Files, Planned
 from ctdb.files import write_hdf5
 from ctdb.scores import COLUMNS
 
@@ -31,7 +32,7 @@ def draw(kind: str, files: dict, **options) -> pd.DataFrame:
     """Table of a figure; the figure itself is rendered by one test alone, which takes longest."""
     figure = FIGURES[kind]
     settings = figure.Settings(kind=kind, **options)
-    assert set(map(tuple, figure.needs(settings))) == set(files)
+    assert set(map(tuple, figure.needs(settings, Planned()))) == set(files)
     canvas, table = figure.draw(settings, {need: str(path) for need, path in files.items()})
     plt.close(canvas)
     return table
@@ -246,7 +247,7 @@ def test_the_figure_of_controls_has_the_same_bytes_twice(make_dataset, tmp_path)
     figure = FIGURES["controls"]
     settings = figure.Settings(kind="controls", dataset="some", models=["band"])
     for name in ("first", "second"):
-        make(figure, settings, files, tmp_path / name)
+        make(figure, settings, Files(files), tmp_path / name)
     for suffix in ("pdf", "png", "csv"):
         assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"second.{suffix}").read_bytes()
     assert (tmp_path / "first.pdf").read_bytes()[:5] == b"%PDF-"
@@ -346,10 +347,10 @@ def test_a_score_table_has_a_row_for_each_session_and_the_baseline_between_fits_
         {"model": "band", "role": "fit", "session": "friday", "seed": 0, "value": 0.6},
         {"model": "band", "role": "fit", "session": "friday", "seed": 1, "value": 0.4},
     ]
-    pd.DataFrame([blank | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS).to_parquet(
-        tmp_path / "s.parquet"
+    pd.DataFrame([blank | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS).to_csv(
+        tmp_path / "s.csv", index=False
     )
-    files = {("scores",): tmp_path / "s.parquet", ("dataset", "some"): tmp_path / "s.parquet"}
+    files = {("scores", "some"): tmp_path / "s.csv"}
     table = draw("score_table", files, dataset="some")
     assert table["model"].tolist() == [
         "band (friday)",

@@ -10,6 +10,7 @@ from scipy.spatial.distance import pdist, squareform
 from ctdb import datasets
 from ctdb.figures import FIGURES
 from ctdb.figures.base import STYLE, make
+from ctdb.figures.planned import Files, Planned
 from ctdb.files import write_hdf5
 
 SYSTEMS = ["truth", "gru seed 0", "gru seed 1", "lds@latent_size=3 seed 0"]
@@ -27,7 +28,7 @@ def no_figure_left_open():
 def draw(kind, files, show=lambda canvas: None, **options):
     figure = FIGURES[kind]
     settings = figure.Settings(kind=kind, **options)
-    assert set(map(tuple, figure.needs(settings))) == set(files)
+    assert set(map(tuple, figure.needs(settings, Planned()))) == set(files)
     with plt.style.context(STYLE):
         canvas, table = figure.draw(settings, {need: str(path) for need, path in files.items()})
         canvas.canvas.draw()
@@ -283,7 +284,7 @@ def test_the_same_bytes_twice(kind, compared, analysed, tmp_path):
     figure = FIGURES[kind]
     settings = figure.Settings(kind=kind, dataset="some", **options)
     for name in ("first", "second"):
-        make(figure, settings, {need: str(path) for need, path in files.items()}, tmp_path / name)
+        make(figure, settings, Files({need: str(path) for need, path in files.items()}), tmp_path / name)
     for suffix in ("pdf", "png", "csv"):
         assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"second.{suffix}").read_bytes()
     assert len(pd.read_csv(tmp_path / "first.csv")) == (6 if kind == "dsa" else 23)

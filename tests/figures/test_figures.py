@@ -9,6 +9,7 @@ from ctdb import datasets
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import make
+from ctdb.figures.planned import Files, Planned
 from ctdb.files import write_hdf5
 from ctdb.scores import COLUMNS
 
@@ -22,8 +23,8 @@ def no_figure_left_open():
 def draw(kind: str, files: dict, out, **options) -> pd.DataFrame:
     figure = FIGURES[kind]
     settings = figure.Settings(kind=kind, **options)
-    assert set(map(tuple, figure.needs(settings))) == set(files)
-    make(figure, settings, {need: str(path) for need, path in files.items()}, out)
+    assert set(map(tuple, figure.needs(settings, Planned()))) == set(files)
+    make(figure, settings, Files({need: str(path) for need, path in files.items()}), out)
     assert out.with_suffix(".pdf").read_bytes()[:5] == b"%PDF-"
     assert out.with_suffix(".png").read_bytes()[1:4] == b"PNG"
     return pd.read_csv(out.with_suffix(".csv"))
@@ -95,7 +96,7 @@ def test_states_without_truth_are_an_error_that_says_so(make_dataset, tmp_path):
     figure = FIGURES["latents"]
     settings = figure.Settings(kind="latents", dataset="some", models=["none"])
     with pytest.raises(DatasetError, match="'some' has no true latents"):
-        make(figure, settings, {("dataset", "some"): str(tmp_path / "some.h5")}, tmp_path / "figure")
+        make(figure, settings, Files({("dataset", "some"): str(tmp_path / "some.h5")}), tmp_path / "figure")
     assert list(tmp_path.glob("figure*")) == []
 
 
@@ -152,14 +153,14 @@ def test_task_performance_shows_one_trial_of_each_condition_without_its_padding(
 def scores_file(path, rows):
     blank = {"dataset": "some", "kind": "k", "sweep": "{}", "n_trials": 4, "status": "ok", "reason": ""}
     table = pd.DataFrame([blank | row for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
-    table.to_parquet(path)
-    return {("scores",): path, ("dataset", "some"): path}
+    table.to_csv(path, index=False)
+    return {("scores", "some"): path}
 
 
 def test_a_score_table_has_means_over_seeds_between_ceiling_and_floor_and_counts_failures(tmp_path):
     value = {"split": "test", "metric": "bits_per_spike_heldin", "low": 0.0, "high": 1.0}
     files = scores_file(
-        tmp_path / "scores.parquet",
+        tmp_path / "scores.csv",
         [
             value | {"model": "floor_mean_rate", "role": "floor", "value": 0.0},
             value | {"model": "poor", "role": "fit", "seed": 0, "value": 0.1, "low": 0.05, "high": 0.15},
@@ -181,7 +182,7 @@ def test_a_score_table_has_means_over_seeds_between_ceiling_and_floor_and_counts
 
 def test_a_score_table_of_fits_that_all_failed_is_drawn(tmp_path):
     row = {"model": "lds", "role": "fit", "seed": 0, "split": "test", "metric": "rate_r2", "status": "diverged"}
-    table = draw("score_table", scores_file(tmp_path / "scores.parquet", [row]), tmp_path / "figure", dataset="some")
+    table = draw("score_table", scores_file(tmp_path / "scores.csv", [row]), tmp_path / "figure", dataset="some")
     assert table["mean"].isna().all()
 
 
@@ -201,11 +202,11 @@ def test_a_score_without_an_interval_has_none_in_its_cell(tmp_path):
         value | {"metric": "forecast_skill", "value": 0.75},
         value | {"metric": "flow_field_r2", "value": 0.5, "low": 0.25, "high": 0.625},
     ]
-    files = scores_file(tmp_path / "scores.parquet", rows)
+    files = scores_file(tmp_path / "scores.csv", rows)
     table, texts, _ = texts_of_score_table(files, metrics=["forecast_skill", "flow_field_r2"])
     assert texts == ["0.750", "0.500", "0.250 … 0.625"]
     assert table.set_index("metric")["range_of"].fillna("").to_dict() == {"forecast_skill": "", "flow_field_r2": "bootstrap over trials"}  # fmt: skip
-    more = scores_file(tmp_path / "more.parquet", [*rows, rows[0] | {"seed": 1, "value": 0.25}])
+    more = scores_file(tmp_path / "more.csv", [*rows, rows[0] | {"seed": 1, "value": 0.25}])
     table, texts, _ = texts_of_score_table(more, metrics=["forecast_skill"])
     assert texts == ["0.500", "0.250 … 0.750"]
     assert table["range_of"].tolist() == ["seeds"]
@@ -216,7 +217,7 @@ def test_fits_are_ordered_by_the_first_metric_where_bits_per_spike_is_not_shown(
     scores = {"poor": (0.1, 0.9, 0.3), "good": (0.3, 0.1, 0.1), "fair": (0.2, 0.5, 0.2)}
     metrics = ["flow_field_r2", "forecast_skill", "bits_per_spike_heldin"]
     rows = [value | {"model": model, "metric": metric, "value": one} for model, own in scores.items() for metric, one in zip(metrics, own, strict=True)]  # fmt: skip
-    files = scores_file(tmp_path / "scores.parquet", rows)
+    files = scores_file(tmp_path / "scores.csv", rows)
     for shown, expected in (
         (metrics[:2], ["good", "fair", "poor"]),
         (metrics[1::-1], ["poor", "fair", "good"]),
@@ -229,7 +230,7 @@ def test_fits_are_ordered_by_the_first_metric_where_bits_per_spike_is_not_shown(
 def test_scores_in_units_of_their_own_have_no_shade(tmp_path):
     value = {"split": "test", "role": "fit", "seed": 0}
     rows = [value | {"model": f"m{k}", "metric": metric, "value": k / 2} for k in range(3) for metric in ("lyapunov_max", "flow_field_r2")]  # fmt: skip
-    files = scores_file(tmp_path / "scores.parquet", rows)
+    files = scores_file(tmp_path / "scores.csv", rows)
     for metric, n_shades in (("lyapunov_max", 1), ("flow_field_r2", 3)):
         _, _, shades = texts_of_score_table(files, metrics=[metric])
         assert len(set(shades)) == n_shades
@@ -237,7 +238,7 @@ def test_scores_in_units_of_their_own_have_no_shade(tmp_path):
 
 def test_the_scores_shown_by_default_are_not_those_of_dynamics(tmp_path):
     value = {"split": "test", "role": "fit", "seed": 0, "model": "gru", "value": 0.5}
-    files = scores_file(tmp_path / "scores.parquet", [value | {"metric": metric} for metric in ("rate_r2", "flow_field_r2", "input_r2_inferred_to_true")])  # fmt: skip
+    files = scores_file(tmp_path / "scores.csv", [value | {"metric": metric} for metric in ("rate_r2", "flow_field_r2", "input_r2_inferred_to_true")])  # fmt: skip
     table, *_ = texts_of_score_table(files)
     assert set(table["metric"]) == {"rate_r2", "input_r2_inferred_to_true"}
 

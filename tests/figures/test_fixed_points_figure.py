@@ -17,6 +17,7 @@ from ctdb.dynamics import FixedPoints
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import STYLE, make, make_interactive
+from ctdb.figures.planned import Files, Planned
 from ctdb.files import read_hdf5, write_hdf5
 
 BIN_S = 0.02
@@ -95,7 +96,7 @@ def drawn(make_dataset, tmp_path):
             files |= {("fit", "some", model, 1): own / "output.h5", ("dynamics", "some", model, 1): own / "dynamics.h5"}
         figure = FIGURES["fixed_points"]
         settings = figure.Settings(kind="fixed_points", dataset="some", models=list(fits), seed=1, **options)
-        assert set(map(tuple, figure.needs(settings))) == set(files)
+        assert set(map(tuple, figure.needs(settings, Planned()))) == set(files)
         files = {need: str(path) for need, path in files.items()}
         with plt.style.context(STYLE):
             canvas, table = figure.draw(settings, files)
@@ -356,8 +357,8 @@ def test_the_page_opens_offline(drawn):
 def test_figure_and_page_have_the_same_bytes_twice(drawn, tmp_path):
     _, table, _, (figure, settings, files) = drawn(points(X, KINDS), {"sae": (points(FOUND, ["one"] * 3), FACTS)})
     for name in ("first", "second"):
-        make(figure, settings, files, tmp_path / name)
-        make_interactive(figure, settings, files, tmp_path / name)
+        make(figure, settings, Files(files), tmp_path / name)
+        make_interactive(figure, settings, Files(files), tmp_path / name)
     for suffix in ("pdf", "png", "csv", "html"):
         assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"second.{suffix}").read_bytes()
     assert len(pd.read_csv(tmp_path / "first.csv")) == len(table) == 10

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 
 from ctdb.figures import FIGURES
 from ctdb.figures.base import make
+from ctdb.figures.planned import Files, Planned
 
 FIGURE = FIGURES["learning_curve"]
 
@@ -29,7 +30,7 @@ def test_the_table_is_the_history_and_the_lowest_valid_loss_is_marked(settings, 
         ("history", "some", "one", 3): str(write_history(tmp_path / "one.csv", leaps)),
         ("history", "some", "other", 3): str(write_history(tmp_path / "other.csv", [np.nan, np.nan])),
     }
-    assert FIGURE.needs(settings) == list(files)
+    assert FIGURE.needs(settings, Planned()) == list(files)
     canvas, table = FIGURE.draw(settings, files)
     one = table[table["model"] == "one"]
     np.testing.assert_allclose(one["valid_loss"], leaps)
@@ -49,6 +50,6 @@ def test_equal_histories_give_equal_bytes(settings, tmp_path):
         for name in settings.models
     }
     for out in ("a", "b"):
-        make(FIGURE, settings, files, tmp_path / out)
+        make(FIGURE, settings, Files(files), tmp_path / out)
     for suffix in ("pdf", "png", "csv"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()

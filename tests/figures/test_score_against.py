@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 
 from ctdb.figures import FIGURES
 from ctdb.figures.base import STYLE, make
+from ctdb.figures.planned import Files, Planned
 from ctdb.scores import COLUMNS
 
 SIZES, SEEDS = [3, 8, 64], range(3)
@@ -52,13 +53,13 @@ def rows_of(metric="rate_r2", model="gru", **swept):
 @pytest.fixture
 def drawn(tmp_path):
     def run(rows, show=lambda canvas: None, metrics=("rate_r2",), **options):
-        path = tmp_path / "scores.parquet"
-        pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS).to_parquet(path)
+        path = tmp_path / "scores.csv"
+        pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS).to_csv(path, index=False)
         figure = FIGURES["score_against"]
         options = {"dataset": "some", "model": "gru", "key": "latent_size", "metrics": list(metrics)} | options
         settings = figure.Settings(kind="score_against", **options)
-        files = {need: str(path) for need in figure.needs(settings)}
-        assert set(files) == {("scores",), ("dataset", "some")}
+        files = {need: str(path) for need in figure.needs(settings, Planned())}
+        assert set(files) == {("scores", "some")}
         with plt.style.context(STYLE):
             canvas, table = figure.draw(settings, files)
             canvas.canvas.draw()
@@ -194,6 +195,6 @@ def test_all_fits_failed_or_none_is_drawn_too(drawn):
 def test_the_same_bytes_twice(drawn, tmp_path):
     _, _, (figure, settings, files) = drawn(rows_of())
     for name in ("first", "second"):
-        make(figure, settings, files, tmp_path / name)
+        make(figure, settings, Files(files), tmp_path / name)
     for suffix in ("pdf", "png", "csv"):
         assert (tmp_path / f"first.{suffix}").read_bytes() == (tmp_path / f"second.{suffix}").read_bytes()

@@ -1,4 +1,7 @@
-"""What is left of a plan where the file of an optional dataset is absent: no dataset, fit or figure made from it."""
+"""What is left of a plan where the file of an optional dataset is absent: no dataset or fit made from it.
+
+Figures stay, and know what they lack.
+"""
 
 import pytest
 
@@ -49,6 +52,21 @@ def planned(tmp_path, monkeypatch):
     return run
 
 
+def dict_of(missing):
+    return {tuple(need): reason for need, reason in missing}
+
+
+def lacking(made):
+    """Of each figure, the fits to `flow` and other data sets that it lacks."""
+    left = {name for name, _ in fits_of(made)}
+    for figure in made["figures"].values():
+        assert all(need[1] in left for need in figure["needs"])
+    return {
+        name: {need[2] if need[1] == "flow" else need[1] for need, _ in figure["missing"]}
+        for name, figure in made["figures"].items()
+    }
+
+
 def fits_of(made):
     return {(fit["dataset"], fit["model"]) for fit in made["fits"]}
 
@@ -65,7 +83,17 @@ def test_an_absent_file_takes_with_it_all_that_is_made_from_it_at_whatever_remov
     made = planned("wave.h5")
     assert set(made["datasets"]) == {"flow", "wave", "kept"}
     assert fits_of(made) == {("flow", "lfads"), ("wave", "lfads"), ("kept", "lfads"), ("flow", "of_flow")}
-    assert set(made["figures"]) == {"flow", "scores"}
+    assert lacking(made) == {
+        "flow": set(),
+        "scores": {"of_hand", "of_that"},
+        "begun": {"of_that"},
+        "hand": {"hand"},
+        "inputs": {"both"},
+        "table": {"twice"},
+    }
+    of_that = next(reason for need, reason in made["figures"]["begun"]["missing"])
+    assert of_that == "the fit of 'of_that' to 'flow' with seed 0, which begins with one that is left out"
+    assert "dataset 'hand', whose file hand.h5 is not there" in dict_of(made["figures"]["hand"]["missing"]).values()
     told = capsys.readouterr().err
     assert "dataset 'hand' is left out: there is no file hand.h5 (set CTDB_DATA to its folder)" in told
     assert "'wave'" not in told

@@ -197,6 +197,11 @@ def dynamics_file(dataset, model=None, seed=None, *, name):
     return f"{folder}/{name}" if model is None else f"{folder}/{model}/seed{seed}/{name}"
 
 
+def score_file(dataset, model=None, seed=None):
+    """Scores of a fit, or of the floor and ceiling of a dataset."""
+    return f"{RESULTS}/scores/{dataset}/{'anchors' if model is None else f'{model}/seed{seed}'}.csv"
+
+
 def needed_file(what, *names):
     """File that stands for something a figure or a dataset is made from."""
     if what == "file":
@@ -212,9 +217,9 @@ def needed_file(what, *names):
         return fit_file(*names, "output.h5" if what == "fit" else "history.csv")
     if what == "dynamics":
         return dynamics_file(*names, name="dynamics.h5")
-    if what == "dsa":
-        return dynamics_file(*names, name="dsa.h5")
-    return f"{RESULTS}/scores.parquet"
+    if what in ("dsa", "dsa_scores"):
+        return dynamics_file(*names, name="dsa.h5" if what == "dsa" else "dsa.csv")
+    return score_file(*names) if what == "scores" else dynamics_file(*names, name="scores.csv")
 
 
 def plan_of_report(wildcards, resources):
@@ -282,6 +287,23 @@ def fit_code(wildcards):
     return code("fit_dynamics.py", *network, *fit_of(wildcards)["modules"])
 
 
+def figure_source(figure):
+    """Hash of what a figure's caption and published numbers are written in, which its code's fingerprint leaves out."""
+    kind = PLAN["figures"][figure]["settings"]["kind"]
+    return ctdb_workflow.content_hash(*ctdb_workflow.figure_files(kind, MODULES["figures"][kind]))
+
+
+def settings_behind():
+    """Settings behind each data set and model: of the task, where there is one, the data set and the model."""
+    behind = {}
+    for (dataset, model, _), fit in FITS.items():
+        activity = activity_of(dataset)
+        task = {"task": PLAN["tasks"][task_of(activity[0])]} if activity else {}
+        own = {"dataset": PLAN["datasets"][dataset]["settings"], "model": fit["spec"]}
+        behind.setdefault(f"{dataset} {model}", task | own)
+    return behind
+
+
 DYNAMICS_FITS = [fit for fit in FITS if fit[0] in PLAN["dynamics"]]
 DYNAMICS_SCORES = (
     [dynamics_file(dataset, name="scores.csv") for dataset in PLAN["dynamics"]]
@@ -301,6 +323,9 @@ NETWORK_FILES = sorted(
 FIT_FILES = [
     fit_file(*fit, name) for fit in FITS for name in ("weights.safetensors", "spec.yaml", "history.csv", "output.h5")
 ] + [fit_file(*fit, "continuous.h5") for fit in FITS if PLAN["datasets"][fit[0]]["settings"]["kind"] == "continuous"]
-FIGURE_FILES = expand(f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv"])
+FIGURE_FILES = expand(
+    f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv", "txt"]
+)
+REPRODUCING = [figure for figure, settings in PLAN["figures"].items() if settings["reproduces"]]
 INTERACTIVE = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
 FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.json", figure=INTERACTIVE)

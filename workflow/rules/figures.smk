@@ -10,6 +10,7 @@ rule figure:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
         png=f"{RESULTS}/figures/{{figure}}.png",
         table=f"{RESULTS}/figures/{{figure}}.csv",
+        caption=f"{RESULTS}/figures/{{figure}}.txt",
     log:
         f"{RESULTS}/logs/figures/{{figure}}.log",
     benchmark:
@@ -20,6 +21,8 @@ rule figure:
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
+        source=lambda wildcards: figure_source(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
@@ -45,9 +48,35 @@ rule interactive:
     params:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
+        missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
+        source=lambda wildcards: figure_source(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "interactive.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
         ),
     script:
         "../scripts/interactive.py"
+
+
+rule reproduction:
+    input:
+        lambda wildcards: [needed_file(*need) for figure in REPRODUCING for need in PLAN["figures"][figure]["needs"]],
+    output:
+        f"{RESULTS}/reproduction.csv",
+    log:
+        f"{RESULTS}/logs/reproduction.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reproduction.tsv"
+    threads: threads("reproduction")
+    resources:
+        **needs("reproduction"),
+    params:
+        figures={figure: PLAN["figures"][figure] for figure in REPRODUCING},
+        behind=settings_behind(),
+        published=[figure_source(figure) for figure in REPRODUCING],
+        code=code(
+            "reproduction.py",
+            *sorted({MODULES["figures"][PLAN["figures"][figure]["settings"]["kind"]] for figure in REPRODUCING}),
+        ),
+    script:
+        "../scripts/reproduction.py"

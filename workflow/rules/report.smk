@@ -11,7 +11,7 @@ rule report:
         scores=f"{RESULTS}/scores.parquet",
         figures=FIGURE_FILES,
         specs=[fit_file(*fit, "spec.yaml") for fit in FITS],
-        published=[],
+        published=f"{RESULTS}/reproduction.csv",
     output:
         f"{RESULTS}/report.html",
     log:

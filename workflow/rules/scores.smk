@@ -49,8 +49,8 @@ rule score_anchors:
 
 rule gather_scores:
     input:
-        fits=[f"{RESULTS}/scores/{dataset}/{model}/seed{seed}.csv" for dataset, model, seed in FITS],
-        anchors=expand(f"{RESULTS}/scores/{{dataset}}/anchors.csv", dataset=sorted({fit[0] for fit in FITS})),
+        fits=[score_file(*fit) for fit in FITS],
+        anchors=[score_file(dataset) for dataset in sorted({fit[0] for fit in FITS})],
         dynamics=DYNAMICS_SCORES,
     output:
         f"{RESULTS}/scores.parquet",

@@ -5,8 +5,9 @@ from ctdb.jobs import job
 with job(snakemake.log[0], snakemake.threads):
     from ctdb.figures import FIGURES
     from ctdb.figures.base import make_interactive
+    from ctdb.figures.planned import Files
 
     settings = snakemake.params.settings
     figure = FIGURES[settings["kind"]]
-    files = {tuple(need): file for need, file in zip(snakemake.params.needs, snakemake.input, strict=True)}
+    files = Files.of(snakemake.params.needs, snakemake.input, snakemake.params.missing)
     make_interactive(figure, figure.Settings(**settings), files, snakemake.output[0].removesuffix(".json"))

@@ -6,4 +6,4 @@ with job(snakemake.log[0], snakemake.threads):
     from ctdb.report import write
 
     run = snakemake.params.run
-    write(run["plan"], run["config"], run["name"], next(iter(snakemake.input.published), None))
+    write(run["plan"], run["config"], run["name"], snakemake.input.published)

@@ -12,16 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from ctdb.datasets import SpikeDataset
 from ctdb.errors import DatasetError, MetricError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import (
-    TRUTH_COLOUR,
-    WIDTH,
-    Figure,
-    FigureSettings,
-    Need,
-    fit_outputs,
-    fit_title,
-    read_session,
-)
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, fit_title, read_session
+from ctdb.figures.planned import Need, Planned
 from ctdb.metrics import Case
 from ctdb.metrics.behavior import behavior_r2_sums, known_behavior
 from ctdb.metrics.bits_per_spike import heldin_bits_per_spike
@@ -54,7 +46,7 @@ class Controls(Figure):
     Settings = ControlsSettings
 
     @staticmethod
-    def needs(settings: ControlsSettings) -> list[Need]:
+    def needs(settings: ControlsSettings, planned: Planned) -> list[Need]:
         """Dataset and fits."""
         return [
             ("dataset", settings.dataset),

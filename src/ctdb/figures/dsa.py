@@ -13,7 +13,8 @@ from matplotlib.figure import Figure as Canvas
 from ctdb.dsa_scores import TRUTH
 from ctdb.dynamics.systems import Comparison
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings
+from ctdb.figures.planned import Need, Planned
 from ctdb.files import read_hdf5
 
 LEVEL = 0.95
@@ -41,7 +42,7 @@ class Dsa(Figure):
     Settings = DsaFigureSettings
 
     @staticmethod
-    def needs(settings: DsaFigureSettings) -> list[Need]:
+    def needs(settings: DsaFigureSettings, planned: Planned) -> list[Need]:
         """Distances, which name a dataset."""
         return [("dsa", settings.dataset)]
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import WIDTH, Figure, FigureSettings
+from ctdb.figures.planned import Need, Planned
 from ctdb.figures.portraits import COLOURS, Portrait, Portraits, portraits_of
 from ctdb.settings import Count, NonEmpty, Seed
 
@@ -45,7 +46,7 @@ class FixedPointsFigure(Figure):
     fields = ("latents",)
 
     @staticmethod
-    def needs(settings: FixedPointsSettings) -> list[Need]:
+    def needs(settings: FixedPointsSettings, planned: Planned) -> list[Need]:
         """Dataset, fits, and the dynamics of all of them."""
         fits = [(settings.dataset, model, settings.seed) for model in settings.models]
         return [

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ctdb.dsa_scores import TRUTH
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_title, read_session
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_title, read_session
+from ctdb.figures.planned import Need, Planned
 from ctdb.files import read_hdf5
 from ctdb.settings import NonEmpty, Seed
 
@@ -41,7 +42,7 @@ class Forecasts(Figure):
     fields = ("latents",)
 
     @staticmethod
-    def needs(settings: ForecastsSettings) -> list[Need]:
+    def needs(settings: ForecastsSettings, planned: Planned) -> list[Need]:
         """Dataset, fits, and the dynamics of all of them."""
         fits = [(settings.dataset, model, settings.seed) for model in settings.models]
         return [

@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title, read_session
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, fit_title, read_session
+from ctdb.figures.planned import Need, Planned
 from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
@@ -36,7 +37,7 @@ class Latents(Figure):
     fields = ("latents",)
 
     @staticmethod
-    def needs(settings: LatentsSettings) -> list[Need]:
+    def needs(settings: LatentsSettings, planned: Planned) -> list[Need]:
         """Dataset and fits."""
         return [
             ("dataset", settings.dataset),

@@ -8,7 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import WIDTH, Figure, FigureSettings
+from ctdb.figures.planned import Need, Planned
 from ctdb.settings import NonEmpty, Seed
 
 
@@ -30,7 +31,7 @@ class LearningCurve(Figure):
     Settings = LearningCurveSettings
 
     @staticmethod
-    def needs(settings: LearningCurveSettings) -> list[Need]:
+    def needs(settings: LearningCurveSettings, planned: Planned) -> list[Need]:
         """Histories of the fits."""
         return [("history", settings.dataset, model, settings.seed) for model in settings.models]
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from ctdb.dsa_scores import TRUTH
 from ctdb.dynamics import FixedPoints
 from ctdb.dynamics_scores import POINTS
-from ctdb.figures.base import Need, fit_outputs, fit_title, read_session
+from ctdb.figures.base import fit_outputs, fit_title, read_session
+from ctdb.figures.planned import Need
 from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.files import read_hdf5
 

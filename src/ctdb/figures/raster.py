@@ -10,7 +10,8 @@ from matplotlib.figure import Figure as Canvas
 from ctdb.datasets import SpikeDataset
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need, fit_outputs, fit_title, read_session
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, fit_title, read_session
+from ctdb.figures.planned import Need, Planned
 from ctdb.settings import Count, NonEmpty, Seed
 
 
@@ -35,7 +36,7 @@ class Raster(Figure):
     Settings = RasterSettings
 
     @staticmethod
-    def needs(settings: RasterSettings) -> list[Need]:
+    def needs(settings: RasterSettings, planned: Planned) -> list[Need]:
         """Dataset and fits."""
         return [
             ("dataset", settings.dataset),

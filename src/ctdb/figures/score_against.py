@@ -11,7 +11,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import WIDTH, Figure, FigureSettings, scores_in
+from ctdb.figures.planned import Need, Planned
 from ctdb.figures.score_table import LABELS, report_split
 from ctdb.settings import NonEmpty
 
@@ -42,15 +43,15 @@ class ScoreAgainst(Figure):
     Settings = ScoreAgainstSettings
 
     @staticmethod
-    def needs(settings: ScoreAgainstSettings) -> list[Need]:
-        """The scores table, of a dataset that is there."""
-        return [("scores",), ("dataset", settings.dataset)]
+    def needs(settings: ScoreAgainstSettings, planned: Planned) -> list[Need]:
+        """Scores of the fits of the sweep."""
+        return planned.scores(settings.dataset, [settings.model])
 
     @staticmethod
     def draw(settings: ScoreAgainstSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the scores of the split that scores are reported on."""
-        scores = pd.read_parquet(files["scores",])
-        scores = scores[(scores["dataset"] == settings.dataset) & (scores["session"].fillna("") == settings.session)]
+        scores = scores_in(files, settings.dataset)
+        scores = scores[scores["session"].fillna("") == settings.session]
         scores = scores[(scores["split"] == report_split(scores)) & scores["metric"].isin(settings.metrics)]
         anchors = scores[scores["role"].isin(["floor", "ceiling"])].set_index(["metric", "role"])["value"]
         table = _fits(scores[scores["role"] == "fit"], settings)

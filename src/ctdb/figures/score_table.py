@@ -10,7 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import WIDTH, Figure, FigureSettings, scores_in
+from ctdb.figures.planned import Need, Planned
 from ctdb.settings import NonEmpty
 
 LABELS = {
@@ -73,15 +74,14 @@ class ScoreTable(Figure):
     Settings = ScoreTableSettings
 
     @staticmethod
-    def needs(settings: ScoreTableSettings) -> list[Need]:
-        """The scores table, of a dataset that is there."""
-        return [("scores",), ("dataset", settings.dataset)]
+    def needs(settings: ScoreTableSettings, planned: Planned) -> list[Need]:
+        """Scores of all fits to the dataset."""
+        return planned.scores(settings.dataset)
 
     @staticmethod
     def draw(settings: ScoreTableSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the table of the split that scores are reported on, or of `split`."""
-        scores = pd.read_parquet(files["scores",])
-        scores = named_by_session(scores[scores["dataset"] == settings.dataset])
+        scores = named_by_session(scores_in(files, settings.dataset))
         split = settings.split or report_split(scores)
         scores = scores[scores["split"] == split]
         metrics = [metric for metric in settings.metrics if (scores["metric"] == metric).any()]

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, Need
+from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings
+from ctdb.figures.planned import Need, Planned
 from ctdb.files import read_hdf5
 from ctdb.settings import Count, Seed
 
@@ -39,7 +40,7 @@ class TaskPerformance(Figure):
     Settings = TaskPerformanceSettings
 
     @staticmethod
-    def needs(settings: TaskPerformanceSettings) -> list[Need]:
+    def needs(settings: TaskPerformanceSettings, planned: Planned) -> list[Need]:
         """Activity of the network."""
         return [("activity", settings.network, settings.seed, settings.variant)]
 

@@ -22,7 +22,10 @@ from ctdb.scores import COLUMNS, table_of
 
 
 class Figure(NamedTuple):
-    """A figure as the page shows it; `image` is empty, and `missing` says what to do, where it was not made."""
+    """A figure as the page shows it.
+
+    `image` is empty, and `missing` says why, where it was not made; `lacks` says what of it is not in the plan.
+    """
 
     name: str
     kind: str
@@ -36,6 +39,7 @@ class Figure(NamedTuple):
     n_rows: int
     space: Mapping[str, Any] | None
     missing: str
+    lacks: list[str]
 
 
 class Group(NamedTuple):
@@ -125,14 +129,17 @@ def figure_of(plan: Mapping[str, Any], name: str) -> Figure:
     stem = Path(plan["results"]) / "figures" / name
     files = {suffix: stem.with_name(f"{name}.{suffix}") for suffix in ("png", "csv", "txt", "json")}
     known = (name, settings["kind"], dataset, task)
+    lacks = list(dict.fromkeys(reason for _, reason in plan["figures"][name]["missing"]))
     if not files["png"].is_file() or not files["csv"].is_file():
         reason = f"figures/{name}.png is not there: logs/figures/{name}.log says why, where its job has run"
-        return Figure(*known, "", "", 0, 0, "", 0, None, reason)
+        return Figure(*known, "", "", 0, 0, "", 0, None, reason, lacks)
     caption = files["txt"].read_text().strip() if files["txt"].is_file() else ""
     table = files["csv"].read_text()
     space = json.loads(files["json"].read_text()) if files["json"].is_file() else None
+    if space is not None and "missing" in space["layout"]["meta"]:
+        space = None
     n_rows = len(pd.read_csv(files["csv"], dtype=str))
-    return Figure(*known, caption, *picture(files["png"]), data_uri(table), n_rows, space, "")
+    return Figure(*known, caption, *picture(files["png"]), data_uri(table), n_rows, space, "", lacks)
 
 
 def picture(file: Path) -> tuple[str, int, int]:
@@ -161,12 +168,44 @@ def grouped(plan: Mapping[str, Any], figures: list[Figure]) -> list[Group]:
     return [Group(title, members) for title, members in groups.items() if members]
 
 
-def _published(file: Path | str | None) -> pd.DataFrame | None:
+class Published(NamedTuple):
+    """Published numbers beside ours.
+
+    `columns` tell of each its heading, and whether it holds numbers; a cell of `rows` is what is shown and what it is
+    sorted by. `n_ours` of the numbers are there of ours, and of `n_judged` that have a band `n_within` are within it.
+    """
+
+    columns: list[tuple[str, bool]]
+    rows: list[list[tuple[str, str | float]]]
+    n_ours: int
+    n_judged: int
+    n_within: int
+
+
+def _published(file: Path | str | None) -> Published | None:
     """Published numbers beside ours; None where there are none."""
     if file is None or not Path(file).is_file():
         return None
-    table = pd.read_csv(file, keep_default_na=False, dtype=str)
-    return table if len(table) else None
+    table = pd.read_csv(file, dtype={"within": "boolean", "x": "string", "note": "string"})
+    if table.empty:
+        return None
+    words = {True: "yes", False: "no"}
+    judged = table["within"].dropna()
+    table["within"] = table["within"].map(words, na_action="ignore")
+    bounds = table.pop("ours_low"), table.pop("ours_high")
+    kinds = {name: pd.api.types.is_numeric_dtype(table[name]) for name in table}
+    rows = []
+    for low, high, record in zip(*bounds, table.to_dict("records"), strict=True):
+        row = []
+        for name, value in record.items():
+            known = not pd.isna(value) and value != ""
+            shown = "–" if not known else f"{value:.4g}".replace("-", "−") if kinds[name] else str(value)
+            if name == "ours" and known and low != high:
+                shown += f" [{low:.4g}, {high:.4g}]".replace("-", "−")
+            row.append((shown, value if known else ""))
+        rows.append(row)
+    columns = [(name.replace("_", " "), numeric) for name, numeric in kinds.items()]
+    return Published(columns, rows, int(table["ours"].notna().sum()), len(judged), int(judged.sum()))
 
 
 def duration(hours: float) -> str:
