@@ -186,7 +186,7 @@ DYNAMICS = (
 )
 
 
-def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(written):
+def test_figures_of_dynamics_need_them_and_those_of_states_and_fixed_points_can_be_turned(written):
     figures = load(written(base=DYNAMICS))["figures"]
     fits = [["spikes", "sae", 1], ["spikes", "linear", 1]]
     assert sorted(figures["points"]["needs"]) == sorted(
@@ -199,7 +199,7 @@ def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(wr
     )
     assert figures["similar"]["needs"] == [["dsa", "spikes"]]
     assert ["dynamics", "spikes", "linear", 0] in figures["ahead"]["needs"]
-    assert {name for name, figure in figures.items() if figure["interactive"]} == {"points"}
+    assert {name for name, figure in figures.items() if figure["interactive"]} == {"points", "states"}
     assert all(figure["interactive"] in (True, False) for figure in figures.values())
     plain = ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: [rate_r2]}")
     assert load(written(plain))["figures"]["table"]["settings"]["metrics"] == ["rate_r2"]  # without dynamics

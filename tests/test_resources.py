@@ -25,6 +25,7 @@ JOBS = {
     "gather_scores": {},
     "figure": {"figure": "rates"},
     "interactive": {"figure": "rates"},
+    "reproduction": {},
     "report": {},
 }
 CLUSTER = Site.model_validate(
@@ -84,7 +85,7 @@ def test_each_attempt_asks_for_twice_as_much(plan, rule):
         (("train: {n_trials: 30,", "train: {n_trials: 3000000,"), {"training_trials", "train_network"}),
         (
             ("simulate: {n_trials: 40,", "simulate: {n_trials: 4000000,"),
-            set(JOBS) - {"training_trials", "train_network", "gather_scores"},
+            set(JOBS) - {"training_trials", "train_network", "gather_scores", "reproduction", "report"},
         ),
     ],
 )

@@ -72,7 +72,7 @@ COSTS = {
     "figure": Cost(300, 6, 15, 0),
     "interactive": Cost(400, 6, 15, 0),
     "reproduction": Cost(200, 0, 10, 0),
-    "report": Cost(700, 0, 60, 0),
+    "report": Cost(400, 0, 60, 0),
 }
 """By rule, or by rule and kind of model."""
 SNAKEMAKE_MB = 400

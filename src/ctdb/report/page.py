@@ -73,6 +73,7 @@ def page(plan: Mapping[str, Any], config: str, config_name: str, published: Path
     board = leaderboard.rows(long)
     figures = [figure_of(plan, name) for name in plan["figures"]]
     interactive = [figure for figure in figures if figure.space is not None]
+    cost = run.cost(plan)
     trainings = [*run.networks(plan), *run.fits(plan)]
     environment = Environment(
         loader=PackageLoader("ctdb.report", "."),
@@ -98,6 +99,7 @@ def page(plan: Mapping[str, Any], config: str, config_name: str, published: Path
         long=data_uri(long.to_csv(index=False, float_format="%.6g")),
         n_long=len(long),
         n_scores=len(scores),
+        n_defined=int((scores["status"] == "ok").sum()),
         n_undefined=int((scores["status"] == "undefined").sum()),
         labels={metric: label.replace("\n", " ") for metric, label in LABELS.items()},
         has_scores=file.is_file(),
@@ -111,7 +113,8 @@ def page(plan: Mapping[str, Any], config: str, config_name: str, published: Path
         warned=[one for one in trainings if one.warnings],
         datasets=run.datasets(plan),
         left_out=run.left_out(plan, config),
-        cost=run.cost(plan),
+        cost=cost,
+        total={name: float(sum(row[name] for row in cost)) for name in ("wall_h", "cpu_h", "gpu_h")},
         ended=run.ended(plan),
         versions=run.versions(),
         versions_of_jobs=run.versions_of_jobs(plan),

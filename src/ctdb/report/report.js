@@ -23,8 +23,8 @@ const plain = {
   autoWidth: false,
   order: [],
   columnDefs: [
+    { targets: "up", orderSequence: ["asc", "desc"] }, // of several that fit, the first counts
     { targets: "value", type: "value", orderSequence: ["desc", "asc"] },
-    { targets: "up", orderSequence: ["asc", "desc"] },
   ],
   layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
 };
@@ -133,7 +133,7 @@ function space() {
     byId("space-data").href = `#figure-${name}`;
     for (const [index, trace] of data.entries()) trace.visible = choices[0].visible[index];
     const quiet = { bgcolor: "rgba(0,0,0,0)", color: "#8b9098", activecolor: "#0b5a92" };
-    layout.scene.camera = { eye: start };
+    layout.scene = { ...layout.scene, camera: { eye: start } };
     const own = { autosize: true, modebar: quiet, paper_bgcolor: "rgba(0,0,0,0)", uirevision: name, font: { family: getComputedStyle(document.body).fontFamily } };
     try {
       await window.Plotly.newPlot(plot, data, { ...layout, ...own }, { displaylogo: false, responsive: true, showSendToCloud: false });
