@@ -94,9 +94,9 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
     and `figures` (with what each `needs` and is `missing`, and whether it is `interactive` and `reproduces` published
-    numbers) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
-    `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
-    that defines it.
+    numbers) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its
+    analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and how to `install` them; and
+    `modules`, section to kind to the module that defines it.
 
     Raises
     ------

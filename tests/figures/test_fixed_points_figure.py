@@ -226,7 +226,9 @@ def test_what_has_no_points_says_why(drawn):
         assert "line" not in seen[4][2]
         assert table.empty
         assert "pc3" in table
-        assert f"truth ({note})" in [one["label"] for one in page(figure.interactive(settings, files))["layout"]["meta"]["choices"]]
+        assert f"truth ({note})" in [
+            one["label"] for one in page(figure.interactive(settings, files))["layout"]["meta"]["choices"]
+        ]
 
 
 def test_points_of_a_fit_far_from_the_true_states_are_counted_instead(drawn):

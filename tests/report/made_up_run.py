@@ -45,8 +45,16 @@ def make(folder: Path) -> tuple[dict, str]:
         if fit["dataset"] == "mine":
             continue
         diverged = fit["seed"] == 2
-        facts = {"status": "diverged" if diverged else "ok", "reason": "the loss became nan <at once>" if diverged else ""}
-        facts |= {"warnings": [EVIL] if fit["model"] == "lds" else [], "n_epochs": 4, "best_epoch": 3, "best_valid_loss": 0.5}
+        facts = {
+            "status": "diverged" if diverged else "ok",
+            "reason": "the loss became nan <at once>" if diverged else "",
+        }
+        facts |= {
+            "warnings": [EVIL] if fit["model"] == "lds" else [],
+            "n_epochs": 4,
+            "best_epoch": 3,
+            "best_valid_loss": 0.5,
+        }
         write_yaml(_made(out / f"fits/flip/{fit['model']}/seed{fit['seed']}/spec.yaml"), facts)
     log = _made(out / "logs/fits/mine/sae_gru/seed0.log")
     log.write_text("versions: ctdb 9, numpy 8, torch 7\nerror: the disk is full & <small>\n")
@@ -57,7 +65,10 @@ def make(folder: Path) -> tuple[dict, str]:
     with h5py.File(_made(out / "datasets/flip.h5"), "w") as file:
         file.attrs["bin_s"] = 0.02
         for split, trials in (("train", 24), ("valid", 8), ("test", 7)):
-            file[f"{split}_encod_data"], file[f"{split}_recon_data"] = np.zeros((trials, 16, 5)), np.zeros((trials, 16, 7))
+            file[f"{split}_encod_data"], file[f"{split}_recon_data"] = (
+                np.zeros((trials, 16, 5)),
+                np.zeros((trials, 16, 7)),
+            )
     for name in ("task", "rates", "states", "near", "points"):
         figure(out, name)
     for name, label in (("states", "true states"), ("points", "truth")):
@@ -70,10 +81,26 @@ def scores(plan: dict) -> pd.DataFrame:
     rows = []
     for split, shift in (("test", 0.0), ("valid", 0.5)):
         for (dataset, model, seed), values in VALUES.items():
-            labels = {"dataset": dataset, "session": "", "model": model, "kind": model, "sweep": "{}", "role": "fit", "seed": seed}
+            labels = {
+                "dataset": dataset,
+                "session": "",
+                "model": model,
+                "kind": model,
+                "sweep": "{}",
+                "role": "fit",
+                "seed": seed,
+            }
             rows += _rows(labels, values, split, shift, "ok" if values else "diverged")
         for (dataset, model, role), values in ANCHORS.items():
-            labels = {"dataset": dataset, "session": "", "model": model, "kind": "anchor", "sweep": "{}", "role": role, "seed": pd.NA}
+            labels = {
+                "dataset": dataset,
+                "session": "",
+                "model": model,
+                "kind": "anchor",
+                "sweep": "{}",
+                "role": role,
+                "seed": pd.NA,
+            }
             rows += _rows(labels, values, split, shift, "ok")
     return table_of(rows)
 
@@ -93,7 +120,9 @@ def _rows(labels, values, split, shift, status):
 
 def benchmark(out: Path, name: str, seconds: float, memory: float, cpu: float) -> None:
     """What a job took, as Snakemake writes it."""
-    _made(out / f"benchmarks/{name}.tsv").write_text(HEADER + f"{seconds}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{cpu}\n")
+    _made(out / f"benchmarks/{name}.tsv").write_text(
+        HEADER + f"{seconds}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{cpu}\n"
+    )
 
 
 def figure(out: Path, name: str) -> None:
@@ -102,7 +131,7 @@ def figure(out: Path, name: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rng.integers(0, 255, (40, 60, 4), np.uint8), "RGBA").save(buffer, "png")
     _made(out / f"figures/{name}.png").write_bytes(buffer.getvalue())
-    rows = pd.DataFrame({"source": [f"a, \"b\" <i>{index}</i>" for index in range(40)], "value": rng.normal(size=40)})
+    rows = pd.DataFrame({"source": [f'a, "b" <i>{index}</i>' for index in range(40)], "value": rng.normal(size=40)})
     (out / f"figures/{name}.csv").write_text(rows.to_csv(index=False))
     (out / f"figures/{name}.txt").write_text(f"Caption of {name}. {EVIL if name == 'rates' else ''}\n")
 
@@ -110,7 +139,12 @@ def figure(out: Path, name: str) -> None:
 def space(label: str) -> go.Figure:
     """Two systems in three dimensions."""
     turn = np.linspace(0, 6, 30)
-    canvas = go.Figure([go.Scatter3d(x=np.cos(turn), y=np.sin(turn), z=turn * scale, name=f"{label} {scale}", mode="lines") for scale in (1, 2)])
+    canvas = go.Figure(
+        [
+            go.Scatter3d(x=np.cos(turn), y=np.sin(turn), z=turn * scale, name=f"{label} {scale}", mode="lines")
+            for scale in (1, 2)
+        ]
+    )
     choices = [{"label": "both", "visible": [True, True]}, {"label": "second", "visible": [False, True]}]
     return canvas.update_layout(meta={"title": f"{label} in space {EVIL}", "choices": choices})
 

@@ -33,7 +33,10 @@ def chromium() -> dict[str, str]:
     """Chromium and its driver, installed by apt-get where they are not and can be; else the tests are skipped."""
     if len(programs()) < 2 and shutil.which("apt-get") and os.geteuid() == 0:
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"]):
+        for command in (
+            ["update", "-qq"],
+            ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"],
+        ):
             subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=300)
     if len(programs()) < 2:
         pytest.skip("Chromium and chromedriver are not installed, and cannot be: install them to test the report")
@@ -129,7 +132,9 @@ def reader(opened):
 def test_the_leaderboard_is_sorted_by_its_headings_with_mouse_and_keyboard(reader):
     before = reader.column("Model")
     assert before == ["ceiling_true_rates", "sae_gru", "lds", "floor_mean_rate", "sae_gru"]
-    heading = "return [...document.querySelectorAll('#board thead th')].find((one) => one.innerText.includes('rate R²'))"
+    heading = (
+        "return [...document.querySelectorAll('#board thead th')].find((one) => one.innerText.includes('rate R²'))"
+    )
     reader.run(f"{heading}.querySelector('.dt-column-order').click()".removeprefix("return "))
     assert reader.column("Model") == ["ceiling_true_rates", "sae_gru", "floor_mean_rate", "lds", "sae_gru"]
     assert reader.run(heading).get_attribute("aria-sort") == "descending"
@@ -180,7 +185,9 @@ def test_the_data_of_a_figure_opens_as_a_table_whose_cells_are_text(reader):
     assert len(shown) == 25
     assert shown[0].startswith('a, "b" <i>0</i>')
     assert reader.run("return document.querySelectorAll('#figure-rates td i').length") == 0
-    reader.run("document.querySelector('#figure-rates .dt-paging button.next, #figure-rates .dt-paging [data-dt-idx=next]').click()")
+    reader.run(
+        "document.querySelector('#figure-rates .dt-paging button.next, #figure-rates .dt-paging [data-dt-idx=next]').click()"
+    )
     assert len(reader.run(f"return [...document.querySelectorAll({rows!r})].map((row) => row.innerText)")) == 15
     region = reader.driver.find_element("css selector", "#figure-rates details.data [role=region]")
     assert region.get_attribute("tabindex") == "0"
@@ -189,23 +196,33 @@ def test_the_data_of_a_figure_opens_as_a_table_whose_cells_are_text(reader):
 
 def test_a_plot_turns_by_mouse_and_by_buttons_and_shows_one_system(reader):
     assert reader.run("return typeof Plotly") == "undefined"  # not before it is looked at
-    reader.run("document.documentElement.style.scrollBehavior = 'auto'; document.querySelector('a[data-space=points]').click()")
-    reader.wait("return document.querySelector('#plot canvas') !== null && !document.getElementById('space-system').disabled")
+    reader.run(
+        "document.documentElement.style.scrollBehavior = 'auto'; document.querySelector('a[data-space=points]').click()"
+    )
+    reader.wait(
+        "return document.querySelector('#plot canvas') !== null && !document.getElementById('space-system').disabled"
+    )
     assert "truth in space" in reader.run("return document.getElementById('space-status').textContent")
     assert reader.run("return document.getElementById('space-data').getAttribute('href')") == "#figure-points"
     camera = "const eye = document.getElementById('plot')._fullLayout.scene._scene.getCamera().eye; return [eye.x, eye.y, eye.z]"
     start = reader.run(camera)
     reader.run("document.querySelector('[data-turn=left]').click()")
-    reader.wait(f"return (() => {{ {camera} }})().some((value, index) => Math.abs(value - arguments[0][index]) > 0.1)", start)
+    reader.wait(
+        f"return (() => {{ {camera} }})().some((value, index) => Math.abs(value - arguments[0][index]) > 0.1)", start
+    )
     turned = reader.run(camera)
     assert sum(value**2 for value in turned) == pytest.approx(sum(value**2 for value in start), rel=1e-6)
     assert turned[2] == pytest.approx(start[2])
     plot = reader.driver.find_element("css selector", "#plot canvas")
     actions = webdriver.ActionChains(reader.driver).move_to_element(plot).click_and_hold()
     actions.move_by_offset(60, 20).move_by_offset(40, 10).release().perform()
-    reader.wait(f"return (() => {{ {camera} }})().some((value, index) => Math.abs(value - arguments[0][index]) > 0.05)", turned)
+    reader.wait(
+        f"return (() => {{ {camera} }})().some((value, index) => Math.abs(value - arguments[0][index]) > 0.05)", turned
+    )
     reader.run("document.querySelector('[data-turn=reset]').click()")
-    reader.wait(f"return (() => {{ {camera} }})().every((value, index) => Math.abs(value - arguments[0][index]) < 1e-3)", start)
+    reader.wait(
+        f"return (() => {{ {camera} }})().every((value, index) => Math.abs(value - arguments[0][index]) < 1e-3)", start
+    )
     visible = "return document.getElementById('plot').data.map((trace) => trace.visible)"
     assert reader.run(visible) == [True, True]
     reader.choose("space-system", "1")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -44,7 +45,9 @@ class Page(HTMLParser):
 
     def rows(self, caption):
         """Cells of the table of a caption, by row."""
-        start = next(index for index, one in enumerate(self.elements) if one["tag"] == "caption" and caption in one["text"])
+        start = next(
+            index for index, one in enumerate(self.elements) if one["tag"] == "caption" and caption in one["text"]
+        )
         found = []
         for one in self.elements[start + 1 :]:
             if one["tag"] == "caption":
@@ -138,7 +141,7 @@ def test_it_says_how_many_fits_went_well_and_what_was_run(text, parsed):
 
 
 def test_what_it_cost_is_added_up_without_the_report_itself(parsed):
-    head, *rows = parsed.rows("By stage, task or data set")
+    _, *rows = parsed.rows("By stage, task or data set")
     assert rows == [
         ["fit", "flip", "sae_gru", "2", "3.0 h", "1.5 h", "–", "700"],
         ["train_network", "flip", "gru", "1", "36.0 s", "18.0 s", "–", "100"],
@@ -148,7 +151,7 @@ def test_what_it_cost_is_added_up_without_the_report_itself(parsed):
 
 def test_failures_tell_why(parsed):
     rows = parsed.rows("trainings that did not end well")[1:]
-    assert ["network gru", "flip", "0", "missing"] == rows[0][:4]
+    assert rows[0][:4] == ["network gru", "flip", "0", "missing"]
     assert rows[1:] == [
         ["fit sae_gru", "flip", "2", "diverged", "the loss became nan <at once>", "logs/fits/flip/sae_gru/seed2.log"],
         ["fit sae_gru", "mine", "0", "missing", "error: the disk is full & <small>", "logs/fits/mine/sae_gru/seed0.log"],
@@ -172,7 +175,9 @@ def test_it_asks_for_nothing_but_itself_and_its_own_pdf_files(parsed, text):
     for one in parsed.elements:
         for name in ("@src", "@href", "@srcset", "@data", "@action", "@poster"):
             address = one.get(name)
-            assert address is None or address.startswith(("#", "data:")) or re.fullmatch(r"figures/\w+\.pdf", address), one
+            assert (
+                address is None or address.startswith(("#", "data:")) or re.fullmatch(r"figures/\w+\.pdf", address)
+            ), one
     for style in parsed.all("style"):
         assert not re.search(r"@import|url\(", style["text"])
     policy = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["@content"]
@@ -209,7 +214,7 @@ def test_it_can_be_read_without_sight_or_mouse(parsed):
     levels = [int(one["tag"][1]) for one in parsed.elements if re.fullmatch(r"h[1-6]", one["tag"])]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert len(parsed.all("caption")) == len(parsed.all("table")) > 5
     for head in parsed.all("th"):
         assert head.get("@scope") in ("row", "col")

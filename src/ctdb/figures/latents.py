@@ -76,8 +76,7 @@ def _trajectories(
         inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
         shown[fit_title(path, model)] = inferred @ weights + offset
     trajectories = {
-        name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)]
-        for name, trials in shown.items()
+        name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)] for name, trials in shown.items()
     }
     return trajectories, space, split, dataset.bin_s
 

@@ -1,5 +1,7 @@
 """The report of whatever is there, as of a run that has stopped half-way.
 
+To make it::
+
     python -m ctdb.report config/quick.yaml
 """
 

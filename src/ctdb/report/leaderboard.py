@@ -20,7 +20,8 @@ from ctdb.figures.score_table import (
 from ctdb.settings import DYNAMICS_SCORES
 
 COLUMNS = ["dataset", "task", "model", "role", "split", "metric", "mean", "low", "high", "interval", "n_ok", "n"]
-"""Of the long table. `n` counts the seeds that were planned, `n_ok` those whose fit went well and has the score."""
+"""Of the long table. `n` counts the seeds that were planned (none for floor and ceiling), `n_ok` those whose fit went
+well and has the score."""
 SEEDS, TRIALS = "seeds", "bootstrap over trials"
 LOWER_IS_BETTER = frozenset({"poisson_nll", "fixed_point_distance", "lyapunov_max", "kaplan_yorke_dimension"})
 """Scores whose first click sorts upwards; of the last two neither end is better."""
@@ -92,7 +93,7 @@ def table(plan: Mapping[str, Any], scores: pd.DataFrame) -> pd.DataFrame:
         if not parts:
             continue
         one = pd.concat(parts, ignore_index=True).rename(columns={"range_of": "interval"})
-        counts = [planned.get((dataset, model_of.get(model, model)), n) for model, n in zip(one["model"], one.get("n", one["n_ok"]), strict=True)]  # fmt: skip
+        counts = one["model"].map(lambda model, of=model_of, at=dataset: planned.get((at, of.get(model, model))))
         tables.append(one.assign(dataset=dataset, task=task_of(plan, dataset), split=split, n=counts))
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return whole.reindex(columns=COLUMNS).astype({"n_ok": "Int64", "n": "Int64"})
@@ -105,7 +106,7 @@ def rows(long: pd.DataFrame) -> list[Row]:
         known = own[own["metric"].notna()]
         cells = known.set_index(["model", "metric"])
         roles = own.drop_duplicates("model").set_index("model")["role"]
-        for model in dict.fromkeys(own.sort_values("role", key=lambda role: role.map(ROLES.index), kind="stable")["model"]):
+        for model in sorted(roles.index, key=lambda model, roles=roles: ROLES.index(roles[model])):
             mine = own[own["model"] == model]
             scored = {
                 one.metric: Cell(one.mean, one.low, one.high, share_of_ceiling(cells, roles, one.metric, one.mean))
@@ -119,7 +120,7 @@ def rows(long: pd.DataFrame) -> list[Row]:
                     model,
                     mine["role"].iloc[0],
                     int(mine["n_ok"].max()),
-                    int(mine["n"].max()),
+                    0 if mine["n"].isna().all() else int(mine["n"].max()),
                     _in_words(mine),
                     scored,
                 )
@@ -177,7 +178,7 @@ def best(plan: Mapping[str, Any], board: list[Row]) -> list[Best]:
         ranked = [row for row in scored if metric in row.cells]
         top = (min if metric in LOWER_IS_BETTER else max)(ranked, key=lambda row: row.cells[metric].mean)
         anchors = {row.role: row.cells[metric].mean for row in board if row.dataset == dataset and metric in row.cells}
-        count = [sum(row.n_ok for row in fits), sum(row.n for row in fits)]
-        value = top.cells[metric].mean
-        found.append(Best(dataset, top.task, top.model, metric, value, anchors.get("floor"), anchors.get("ceiling"), *count))
+        ends = anchors.get("floor"), anchors.get("ceiling")
+        count = sum(row.n_ok for row in fits), sum(row.n for row in fits)
+        found.append(Best(dataset, top.task, top.model, metric, top.cells[metric].mean, *ends, *count))
     return found

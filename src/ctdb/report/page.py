@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from ctdb.files import write_text
 from ctdb.figures.score_table import LABELS
+from ctdb.files import write_text
 from ctdb.report import leaderboard, run
 from ctdb.scores import COLUMNS, table_of
 

@@ -40,37 +40,36 @@ class Training(NamedTuple):
 
 def fits(plan: Mapping[str, Any]) -> list[Training]:
     """All planned fits, in the order of the plan."""
-    return [
-        _training(plan, "fit", fit["dataset"], fit["model"], fit["kind"], fit["seed"], f"fits/{fit['dataset']}/{fit['model']}/seed{fit['seed']}", "")
-        for fit in plan["fits"]
-    ]  # fmt: skip
+    found = []
+    for fit in plan["fits"]:
+        folder = f"fits/{fit['dataset']}/{fit['model']}/seed{fit['seed']}"
+        known = ("fit", fit["dataset"], fit["model"], fit["kind"], fit["seed"])
+        found.append(Training(*known, *_outcome(plan, folder, folder), f"logs/{folder}.log"))
+    return found
 
 
 def networks(plan: Mapping[str, Any]) -> list[Training]:
     """All networks that a dataset or a figure is made from."""
     sources = [source for dataset in plan["datasets"].values() for source in dataset["sources"]]
     sources += [need for figure in plan["figures"].values() for need in figure["needs"]]
-    used = dict.fromkeys((names[0], names[1]) for what, *names in sources if what == "activity")
-    known = plan["networks"]
-    return [
-        _training(plan, "network", known[name]["task"], name, known[name]["kind"], seed, f"networks/{name}/seed{seed}", "/train")
-        for name, seed in used
-    ]  # fmt: skip
+    found = []
+    for name, seed in dict.fromkeys((names[0], names[1]) for what, *names in sources if what == "activity"):
+        folder, settings = f"networks/{name}/seed{seed}", plan["networks"][name]
+        known = ("network", settings["task"], name, settings["kind"], seed)
+        found.append(Training(*known, *_outcome(plan, folder, f"{folder}/train"), f"logs/{folder}/train.log"))
+    return found
 
 
-def _training(
-    plan: Mapping[str, Any], what: str, subject: str, name: str, kind: str, seed: int, folder: str, of_log: str
-) -> Training:
+def _outcome(plan: Mapping[str, Any], folder: str, log: str) -> tuple[Any, ...]:
+    """From `status` to `best_valid_loss`, by the spec in a folder of the results; without one, by the log."""
     results = Path(plan["results"])
-    spec, log = results / folder / "spec.yaml", f"logs/{folder}{of_log}.log"
+    spec = results / folder / "spec.yaml"
     if not spec.is_file():
-        reason = _last_error(results / log) or f"{folder}/spec.yaml is not there: its job has not run, or has not ended"
-        return Training(what, subject, name, kind, seed, "missing", reason, [], None, None, None, log)
+        absent = f"{folder}/spec.yaml is not there: its job has not run, or has not ended"
+        return "missing", _last_error(results / f"logs/{log}.log") or absent, [], None, None, None
     facts = read_yaml(spec)
-    numbers = (facts.get("n_epochs"), facts.get("best_epoch"), facts.get("best_valid_loss"))
-    return Training(
-        what, subject, name, kind, seed, facts["status"], facts["reason"], list(facts.get("warnings", [])), *numbers, log
-    )
+    numbers = [facts.get(name) for name in ("n_epochs", "best_epoch", "best_valid_loss")]
+    return facts["status"], facts["reason"], list(facts.get("warnings", [])), *numbers
 
 
 def _last_error(log: Path) -> str:
@@ -116,7 +115,7 @@ def datasets(plan: Mapping[str, Any]) -> list[DatasetFacts]:
     """All datasets, with the sizes that their files tell."""
     found = []
     for name, dataset in plan["datasets"].items():
-        sources = ", ".join(" ".join([what, *(str(part) for part in parts if part != "")]) for what, *parts in dataset["sources"])
+        sources = ", ".join(" ".join(str(part) for part in source if part != "") for source in dataset["sources"])
         known = (name, dataset["settings"]["kind"], task_of(plan, name), sources)
         file = Path(plan["results"]) / f"datasets/{name}.h5"
         found.append(DatasetFacts(*known, *(_sizes(file) if file.is_file() else [None] * 6)))
