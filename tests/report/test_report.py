@@ -252,7 +252,7 @@ def test_published_numbers_stand_beside_ours(made, tmp_path):
     assert [row["within"] for row in by_name] == ["yes", "no", "–"]
     assert by_name[0]["differences"] == "shorter <training>"
     said = " ".join(" ".join(one["text"].split()) for one in parsed.all("p"))
-    assert "3 published numbers; ours are there for 2. Of 2 that have a band within which they count as reproduced, 1 lie within it." in said  # fmt: skip
+    assert "3 published numbers; ours are there for 2. Ours lie within the band of 1 of the 2 that have one" in said  # fmt: skip
     (tmp_path / "reproduction.csv").write_text(head + "\n")
     assert "h-published" not in page.page(plan, config, "config.yaml", tmp_path / "reproduction.csv")
 
