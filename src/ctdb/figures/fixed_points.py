@@ -66,7 +66,7 @@ class FixedPointsFigure(Figure):
     @staticmethod
     def interactive(settings: FixedPointsSettings, files: Mapping[Need, str]) -> "go.Figure":
         """The same in a space that can be turned, in which a point says what it is."""
-        from ctdb.figures.interactive import fixed_points_in_space  # plotly, which nothing else needs
+        from ctdb.figures.points_in_space import fixed_points_in_space  # plotly, which nothing else needs
 
         shown = portraits_of(settings.dataset, settings.models, settings.seed, settings.n_trials, files)
         return fixed_points_in_space(settings.dataset, shown)

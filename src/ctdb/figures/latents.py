@@ -53,7 +53,7 @@ class Latents(Figure):
     @staticmethod
     def interactive(settings: LatentsSettings, files: Mapping[Need, str]) -> "go.Figure":
         """The same in a space that can be turned, with the truth beside each fit."""
-        from ctdb.figures.interactive import trajectories_in_space  # plotly, which nothing else needs
+        from ctdb.figures.space import trajectories_in_space  # plotly, which nothing else needs
 
         trajectories, space, *_ = _trajectories(settings, files)
         return trajectories_in_space(settings.dataset, trajectories, space)
