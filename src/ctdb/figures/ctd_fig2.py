@@ -1,4 +1,4 @@
-"""The path of the data: from the inputs of a task to spikes, and from spikes to what a fit infers, in one real trial."""
+"""The path of the data: from the inputs of a task to spikes, and from these to what a fit infers, in one real trial."""
 
 from collections.abc import Mapping
 
@@ -36,7 +36,7 @@ SCORES = {
 """What is said between a true and an inferred panel, and the score that it is."""
 STEPS = ("network\ntrained on\nthe task", "one unit per\nneuron, scaled,\nexponential", "Poisson\ncounts")
 """What leads from each true panel to the next."""
-TITLES = {"inputs": "inputs of the task", "states": "states (PCs)", "rates": "rates", "spikes": "spikes"}
+TITLES = {"inputs": "inputs of the task", "states": "states (PCs)", "rates": "rates of neurons", "spikes": "spikes"}
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -86,7 +86,7 @@ class CtdFig2(Figure):
         time = dataset.bin_s * np.arange(valid.sum())
         true = {key: value[settings.trial][valid] for key, value in trials.arrays().items() if value.ndim == 3}
         canvas, axes = plt.subplots(2, 4, figsize=(WIDTH, 4.0))
-        canvas.subplots_adjust(left=0.085, right=0.985, bottom=0.1, top=0.88, wspace=0.85, hspace=0.75)
+        canvas.subplots_adjust(left=0.1, right=0.985, bottom=0.1, top=0.88, wspace=0.8, hspace=0.75)
         above, below = (dict(zip(TITLES, row, strict=True)) for row in axes)
         shown = _true_curves(dataset, settings, true)
         tables = [_tabulate("true", time, shown)]
@@ -127,7 +127,7 @@ class CtdFig2(Figure):
 
 
 def _true_curves(dataset: SpikeDataset, settings: CtdFig2Settings, true: Arrays) -> dict[str, dict[str, np.ndarray]]:
-    """Panel to its curves by name: inputs that the trial uses, principal components of states, rates of some neurons."""
+    """Panel to its curves by name: inputs that the trial uses, components of states, rates of some neurons."""
     space = principal_space(dataset, settings.dataset, "ctd_fig2")
     shown = {"states": dict(zip(_components(len(space.share)), space(true["latents"]).T, strict=True))}
     if "inputs_true" in true:
@@ -175,7 +175,7 @@ def _inferred_curves(
         values = carried("co_means", train.inputs_true[train.valid_bins].astype(np.float64))
         names = dataset.names.get("inputs_true") or [f"input {k}" for k in range(values.shape[1])]
         shown["inputs"] = dict(zip(names, values.T, strict=True))
-    return shown, "none inferred:\nit is given these" if trials.ext_input is not None else "none inferred"
+    return shown, "none inferred:\nexternal input" if trials.ext_input is not None else "none inferred"
 
 
 def _scores(settings: CtdFig2Settings, files: Mapping[Need, str], split: str) -> dict[str, float]:
@@ -210,11 +210,11 @@ def _draw_stack(
         return
     extent = max(float(np.ptp(values)) for values in true.values()) or 1.0
     for place, (name, values) in enumerate(true.items()):
-        shift = -1.15 * place * extent - values.mean()
+        shift = -1.15 * place * extent - (values.min() + values.max()) / 2
         ax.plot(time, values + shift, color="0.65" if note else TRUTH_COLOUR, lw=0.8)
         if name in inferred:
             ax.plot(time, inferred[name] + shift, color=f"C{place % 7}", lw=0.8)
-    ax.set_yticks(-1.15 * extent * np.arange(len(true)), true)
+    ax.set_yticks(-1.15 * extent * np.arange(len(true)), [name.removeprefix("neuron ") for name in true])
     ax.tick_params(axis="y", length=0, labelsize=5.5)
     ax.set_xlabel("time (s)", labelpad=1)
 
@@ -226,7 +226,7 @@ def _draw_spikes(ax: Axes, time: np.ndarray, counts: np.ndarray, n_heldin: int) 
     ax.imshow(image, cmap="Greys", aspect="auto", extent=(0, time[-1] + step, image.shape[0], 0), vmin=0)
     if n_heldin < image.shape[0]:
         ax.axhline(n_heldin, color="C1", lw=0.8)
-    ax.set_yticks([n_heldin / 2, (n_heldin + image.shape[0]) / 2], ["held-in", "held-out"], rotation=90, va="center")
+    ax.set_yticks([n_heldin / 2, (n_heldin + image.shape[0]) / 2], ["held-in", "held-out"])
     ax.tick_params(axis="y", length=0, labelsize=5.5)
     ax.set_xlabel("time (s)", labelpad=1)
     neurons, bins = image.shape
