@@ -89,7 +89,7 @@ class System:
         return rk4_map(self.flow, self.dt, self.substeps)
 
     def jacobian(self, state: Tensor, input: Tensor) -> Tensor:
-        """Derivative (n, 3, 3) of the next bin's state by this one's, by the variational equation in the stages of the map."""
+        """Derivative (n, 3, 3) of the next bin's state by this one's, by the variational equation."""
         h, eye = self.dt / self.substeps, torch.eye(3, dtype=torch.float64)
         whole = eye.expand(len(state), 3, 3)
         for _ in range(self.substeps):
@@ -236,7 +236,7 @@ def _draw_exponents(ax: Axes, name: str, found: LyapunovSpectrum, compared: pd.D
     ax.plot(theirs["x"].astype(float) + 0.22, theirs["published"], label="published", **PUBLISHED)
     for place, value in zip(number, found.per_second, strict=True):
         ax.annotate(
-            f"{value:.2f}",
+            f"{round(value, 2) + 0.0:.2f}",
             (place, value),
             (0, -9 if value > -2 else 6),
             textcoords="offset points",
