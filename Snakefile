@@ -17,6 +17,7 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     gather_scores,
     figure,
     interactive,
+    reproduction,
 
 
 rule all:
@@ -27,6 +28,7 @@ rule all:
         FIT_FILES,
         f"{RESULTS}/scores.parquet",
         FIGURE_FILES,
+        f"{RESULTS}/reproduction.csv",
 
 
 rule networks:
@@ -62,6 +64,7 @@ rule scores:
 rule figures:
     input:
         FIGURE_FILES,
+        f"{RESULTS}/reproduction.csv",
 
 
 include: "workflow/rules/networks.smk"

@@ -93,7 +93,8 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
-    and `figures` (with what each `needs`, and whether it has an `interactive` page) with all defaults filled in;
+    and `figures` (with what each `needs` and is `missing`, and whether it has an `interactive` page and
+    `reproduces` published numbers) with all defaults filled in;
     `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
     `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
     that defines it.
@@ -197,7 +198,8 @@ class _Checker:
                 "settings": settings,
                 "needs": [list(need) for need in needs if need not in missing],
                 "missing": [[list(need), reason] for need, reason in missing.items()],
-                "interactive": FIGURES[settings["kind"]].interactive is not None,
+                "interactive": kind.interactive is not None,
+                "reproduces": kind.reproduction is not None,
             }
         self._give_up_if_wrong()
         registries = {

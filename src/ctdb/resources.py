@@ -71,6 +71,7 @@ COSTS = {
     "gather_scores": Cost(200, 0, 10, 0),
     "figure": Cost(300, 6, 15, 0),
     "interactive": Cost(400, 6, 15, 0),
+    "reproduction": Cost(200, 0, 10, 0),
 }
 """By rule, or by rule and kind of model."""
 SNAKEMAKE_MB = 400
@@ -192,7 +193,7 @@ class Needs:
                 return _training(network, trials)
             width = _width(network)
             return Work(trials.bins * (trials.channels + 3 * width), trials.bins * width / 64)
-        if rule == "gather_scores":
+        if rule in ("gather_scores", "reproduction"):
             return Work(0, 0)
         if rule in ("figure", "interactive"):
             return Work(self._most_values, 0)
@@ -312,6 +313,7 @@ PATHS = {
     "score_fit": r"scores/(?P<dataset>[^/]+)/(?P<model>[^/]+)/seed(?P<seed>\d+)",
     "score_anchors": "scores/(?P<dataset>[^/]+)/anchors",
     "gather_scores": "gather_scores",
+    "reproduction": "reproduction",
     "interactive": r"figures/(?P<figure>[^/]+)\.interactive",
     "figure": "figures/(?P<figure>[^/]+)",
 }

@@ -1,5 +1,6 @@
 """What the Snakefile asks of ctdb: the plan, the code fingerprints of its rules, and one run at a time."""
 
+import ast
 import atexit
 import contextlib
 import fcntl
@@ -97,6 +98,16 @@ def code(repository: Path | str, script: str, *modules: str) -> str:
 def content_hash(path: Path | str) -> str:
     """Hash of a file that is not code, such as a figure style, for the params of the rules that read it."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+@functools.cache
+def figure_words(kind: str, module: str) -> str:
+    """Hash of words that become part of a figure and are not code: its docstring, and published numbers of its kind."""
+    source = Path(importlib.util.find_spec(module).origin)
+    classes = (node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef))
+    words = [ast.get_docstring(node) or "" for node in classes]
+    words += [path.read_text() for path in sorted((source.parent / "published").glob(f"{kind}.*"))]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
 def hold_results(results: Path | str, slurm_run: str | None = None) -> None:

@@ -22,6 +22,7 @@ rule figure:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
         missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
+        words=lambda wildcards: figure_words(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
@@ -48,9 +49,34 @@ rule interactive:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
         missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
+        words=lambda wildcards: figure_words(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "interactive.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
         ),
     script:
         "../scripts/interactive.py"
+
+
+rule reproduction:
+    input:
+        lambda wildcards: [needed_file(*need) for figure in REPRODUCING for need in PLAN["figures"][figure]["needs"]],
+    output:
+        f"{RESULTS}/reproduction.csv",
+    log:
+        f"{RESULTS}/logs/reproduction.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reproduction.tsv"
+    threads: threads("reproduction")
+    resources:
+        **needs("reproduction"),
+    params:
+        figures={figure: PLAN["figures"][figure] for figure in REPRODUCING},
+        behind=settings_behind(REPRODUCING),
+        published=[figure_words(figure) for figure in REPRODUCING],
+        code=code(
+            "reproduction.py",
+            *sorted({MODULES["figures"][PLAN["figures"][figure]["settings"]["kind"]] for figure in REPRODUCING}),
+        ),
+    script:
+        "../scripts/reproduction.py"

@@ -46,6 +46,9 @@ class Figure(ABC):
     """Whether the figure is drawn from what there is, and says what is missing, where a fit is not in the plan."""
     interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], str] | None] = None
     """A kind may have a static method of this name, of the arguments of `draw`: the same as a page, in HTML."""
+    reproduction: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], pd.DataFrame] | None] = None
+    """A kind with published numbers has a static method of this name, of the arguments of `draw`: ours beside them, as
+    :func:`ctdb.figures.published.comparison` returns them."""
 
     @staticmethod
     @abstractmethod
