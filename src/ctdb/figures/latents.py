@@ -4,15 +4,19 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
+from ctdb.datasets import SpikeDataset
 from ctdb.figures import FIGURES
 from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, fit_title, read_session
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
+
+Trajectory = Float[np.ndarray, "bins axes"]
 
 
 class LatentsSettings(FigureSettings):
@@ -46,20 +50,31 @@ class Latents(Figure):
         dataset = read_session(files["dataset", settings.dataset], settings.session)
         split = dataset.report_split
         space = principal_space(dataset, settings.dataset, "latents")
-        train = dataset["train"].valid_bins
-        target = space(dataset["train"].latents[train].astype(np.float64))
-        lengths = dataset[split].valid_bins.sum(1)[: settings.n_trials]
-        shown = {"true states": space(dataset[split].latents[: len(lengths)])}
+        trajectories = {"true states": true_trajectories(dataset, space, settings.n_trials)}
         for model in settings.models:
             path = files["fit", settings.dataset, model, settings.seed]
-            weights, offset = linear_map(fit_outputs(path, "train", settings.session)["latents"][train], target)
-            inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
-            shown[fit_title(path, model)] = inferred @ weights + offset
-        trajectories = {
-            name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)]
-            for name, trials in shown.items()
-        }
+            own = trajectories_of(path, dataset, space, settings.n_trials, settings.session)
+            trajectories[fit_title(path, model)] = own
         return _draw(settings, split, trajectories, space, dataset.bin_s)
+
+
+def true_trajectories(dataset: SpikeDataset, space: PrincipalSpace, n_trials: int) -> list[Trajectory]:
+    """Coordinates of the true states of the first `n_trials` trials of the split that scores are reported on."""
+    split = dataset[dataset.report_split]
+    lengths = split.valid_bins.sum(1)[:n_trials]
+    return [space(trial[:length]) for trial, length in zip(split.latents, lengths, strict=False)]
+
+
+def trajectories_of(
+    path: str, dataset: SpikeDataset, space: PrincipalSpace, n_trials: int, session: str = ""
+) -> list[Trajectory]:
+    """The same of a fit, whose latents are carried over by a regression on the train trials."""
+    train, split = dataset["train"], dataset[dataset.report_split]
+    target = space(train.latents[train.valid_bins].astype(np.float64))
+    weights, offset = linear_map(fit_outputs(path, "train", session)["latents"][train.valid_bins], target)
+    inferred = fit_outputs(path, dataset.report_split, session)["latents"]
+    lengths = split.valid_bins.sum(1)[:n_trials]
+    return [trial[:length] @ weights + offset for trial, length in zip(inferred, lengths, strict=False)]
 
 
 def _draw(
