@@ -133,9 +133,10 @@ class CtdFig4(Figure):
         rows = table[table["panel"] == "published"]
         known, banded = rows["ours"].notna(), rows["within"].notna()
         if len(rows):
+            within = rows["within"].fillna(False).astype(bool).sum()
             said.append(
-                f"{known.sum()} of {len(rows)} published numbers have ours beside them; of {banded.sum()} with a "
-                f"band, {rows['within'].fillna(False).astype(bool).sum()} are within it."
+                f"{known.sum()} of {len(rows)} published numbers have ours beside them; {within} of {banded.sum()} "
+                "with a stated band are within it."
             )
         return " ".join(said)
 
@@ -203,7 +204,8 @@ def _draw_learning(
     ax.set_ylim(-0.05, 1.1)
     ax.set_title(f"{task.network}: learning")
     ax.set_xlabel("epoch", labelpad=1)
-    ax.legend(loc="center right")
+    if name == TASKS[0]:
+        ax.legend(loc="center right")
     about = {"panel": "learning", "task": name, "epoch": epochs}
     return [
         pd.DataFrame({**about, "loss": loss, "success": history["valid_success"]}),
@@ -233,8 +235,11 @@ def _draw_task(
     true = true_trajectories(dataset, space, n_trials)
     limits = limits_of(np.concatenate(true))
     shown = {"truth": (f"{task.dataset}: truth", true)}
-    for role, model in task.models.items():
+    for role in ROLES:
         try:
+            if role not in task.models:
+                raise MissingError(f"`{name}.models.{role}` of this figure is not set")
+            model = task.models[role]
             path = files["fit", task.dataset, model, task.seed]
             shown[role] = fit_title(path, model), trajectories_of(path, dataset, space, n_trials)
         except MissingError as error:
@@ -269,9 +274,8 @@ def _draw_scores(
 ) -> list[pd.DataFrame]:
     """A point per fit and metric, and the published value beside it."""
     scores = _scores(task, files)
-    parts = cell.subgridspec(1, 5, wspace=0.0)
-    left, right = canvas.add_subplot(parts[1:4]), canvas.add_subplot(parts[4])
-    left.set_position(left.get_position().translated(-0.015, 0))
+    parts = cell.subgridspec(1, 3, wspace=0.42, width_ratios=(0.1, 2.3, 0.85))
+    left, right = canvas.add_subplot(parts[1]), canvas.add_subplot(parts[2])
     if scores.empty:
         say_missing(left, MissingError("scores of these fits"))
         right.set_axis_off()
