@@ -17,7 +17,7 @@ from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, read_
 from ctdb.figures.fixed_points import MARKERS, draw_points, point_style
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.portraits import Portrait, Portraits, portraits_of
-from ctdb.figures.published import comparison
+from ctdb.figures.published import NOTHING, comparison
 from ctdb.files import read_hdf5
 from ctdb.settings import Count, Seed, Settings
 
@@ -31,6 +31,8 @@ CURVES = {
     "target": {"color": TRUTH_COLOUR, "lw": 1.1, "ls": "--"},
     "answer": {"color": "C0", "lw": 0.9},
 }
+PLAIN = ("stable", "marginal")
+"""Stabilities that are words; the others are numbers of unstable directions."""
 Rows = list[pd.DataFrame]
 Arrays = Mapping[str, np.ndarray]
 Files = Mapping[Need, str]
@@ -124,26 +126,21 @@ class CtdFig3(Figure):
             parts = [f"success {value:.1%}" for value in success]
             if len(points):
                 counts = points["stability"].value_counts(sort=False)
-                parts.append("fixed points: " + ", ".join(f"{count} {label}" for label, count in counts.items()))
+                own_words = [f"{n} {label if label in PLAIN else f'with {label}'}" for label, n in counts.items()]
+                parts.append("fixed points: " + ", ".join(own_words))
             said.append(f"{task}: {'; '.join(parts)}.")
         return " ".join(said)
 
     @staticmethod
     def reproduction(settings: CtdFig3Settings, files: Mapping[Need, str]) -> pd.DataFrame:
         """Numbers of fixed points of the flip-flop by stability, beside those of a cube."""
-        rows = []
-        if settings.nbff is not None and settings.nbff.dataset:
-            try:
-                points = _portraits(settings.nbff, 1, files).systems[0].points
-            except MissingError:
-                points = None
-            if points is not None:
-                for index in range(4):
-                    found = (points["index"] == index) & (points["stable"] if index == 0 else True)
-                    rows.append({"x": index, "value": float(found.sum())})
-        own = pd.DataFrame(rows, columns=["x", "value"])
-        own = own.assign(series="nbff", metric="n_fixed_points", model="")
-        return comparison("ctd_fig3", own.assign(dataset=settings.nbff.dataset if settings.nbff else ""))
+        if settings.nbff is None or not settings.nbff.dataset:
+            return comparison("ctd_fig3", NOTHING)
+        points = _portraits(settings.nbff, 1, files).systems[0].points
+        labels = [label for label in MARKERS if label != "marginal"]
+        own = [float((points["stability"] == label).sum()) for label in labels]
+        about = {"series": "nbff", "metric": "n_fixed_points", "dataset": settings.nbff.dataset, "model": ""}
+        return comparison("ctd_fig3", pd.DataFrame({**about, "x": range(4), "value": own}))
 
 
 def _missing(name: str, key: str = "") -> MissingError:
