@@ -180,7 +180,10 @@ def _inferred_curves(
 
 def _scores(settings: CtdFig2Settings, files: Mapping[Need, str], split: str) -> dict[str, float]:
     """Scores of the fit by panel, those that there are."""
-    table = scores_in(files, settings.dataset)
+    try:
+        table = scores_in(files, settings.dataset)
+    except MissingError:
+        return {}
     table = table[
         (table["role"] == "fit") & (table["split"] == split) & (table["session"].fillna("") == settings.session)
     ]
@@ -208,13 +211,16 @@ def _draw_stack(
         ax.set_xticks([])
         ax.set_yticks([])
         return
-    extent = max(float(np.ptp(values)) for values in true.values()) or 1.0
-    for place, (name, values) in enumerate(true.items()):
-        shift = -1.15 * place * extent - (values.min() + values.max()) / 2
-        ax.plot(time, values + shift, color="0.65" if note else TRUTH_COLOUR, lw=0.8)
+    names = list(true or inferred)
+    extent = max(float(np.ptp(values)) for values in (true or inferred).values()) or 1.0
+    for place, name in enumerate(names):
+        scaled = (true or inferred)[name]
+        shift = -1.15 * place * extent - (scaled.min() + scaled.max()) / 2
+        if name in true:
+            ax.plot(time, true[name] + shift, color="0.65" if note else TRUTH_COLOUR, lw=0.8)
         if name in inferred:
             ax.plot(time, inferred[name] + shift, color=f"C{place % 7}", lw=0.8)
-    ax.set_yticks(-1.15 * extent * np.arange(len(true)), [name.removeprefix("neuron ") for name in true])
+    ax.set_yticks(-1.15 * extent * np.arange(len(names)), [name.removeprefix("neuron ") for name in names])
     ax.tick_params(axis="y", length=0, labelsize=5.5)
     ax.set_xlabel("time (s)", labelpad=1)
 
