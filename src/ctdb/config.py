@@ -504,6 +504,8 @@ class _Checker:
             what, *names = need
             if what == "activity":
                 self._activity(names, layout.networks, tasks, where)
+            elif what == "network_history":
+                self._known("network", names[0], layout.networks, f"{where}.network")
             elif not self._known("dataset", names[0], datasets, f"{where}.dataset"):
                 continue
             elif problem := self._unmade(need, layout, planned):

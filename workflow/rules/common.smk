@@ -210,6 +210,8 @@ def needed_file(what, *names):
     if what == "activity":
         network, seed, variant = names
         return network_file(network, seed, f"activity@{variant}.h5" if variant else "activity.h5")
+    if what == "network_history":
+        return network_file(*names, "history.csv")
     if what == "recording":
         return recording_file(names[0])
     if what == "dataset":
