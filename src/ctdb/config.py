@@ -281,7 +281,7 @@ class _Checker:
 
     def _figure_of_sweep(self, figure: str, settings: Mapping[str, Any], fits: list[dict[str, Any]]) -> None:
         """Refuse a figure against a setting that is not swept, or over no numbers that its axis can show."""
-        if "key" not in settings:
+        if "key" not in settings or FIGURES[settings["kind"]].partial:
             return
         dataset, model, key = settings["dataset"], settings["model"], settings["key"]
         sweeps: dict[str, list[dict[str, Any]]] = {}
