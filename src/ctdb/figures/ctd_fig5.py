@@ -24,6 +24,7 @@ from ctdb.figures.sweeps import (
     styles_of,
     sweep_needs,
     sweep_scores,
+    text_of,
 )
 
 KIND = "ctd_fig5"
@@ -179,7 +180,7 @@ def _draw(
             table = pd.concat(parts, ignore_index=True).assign(across=across, up=up, series=series)
             tables.append(table.fillna({"model": settings.series[series]}))
         row[0].set_title(settings.series[series], loc="left", pad=10)
-    handles = [Line2D([], [], label=f"{value:g}", **style) for value, style in styles.items()]
+    handles = [Line2D([], [], label=text_of(value), **style) for value, style in styles.items()]
     handles.append(Line2D([], [], label="published", **STYLE))
     canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=settings.key)
     canvas.suptitle(f"{settings.dataset}: scores with and without the truth", x=0.02, ha="left")

@@ -109,7 +109,12 @@ def in_rows(fits: pd.DataFrame, dataset: str, series: str, metrics: Sequence[str
 
 def label_of(metric: str) -> str:
     """Label of an axis that shows a metric."""
-    return LABELS.get(metric, metric.replace("_r2", " R²").replace("_", " ")).replace("\n", " ")
+    return LABELS.get(metric, metric.replace("_true_to_", " true→").replace("_r2", " R²").replace("_", " ")).replace("\n", " ")
+
+
+def text_of(value: float) -> str:
+    """A swept value as text: 8, 0.001, 1e-6."""
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def styles_of(values: Iterable[float]) -> dict[float, dict[str, object]]:
