@@ -527,6 +527,9 @@ class _Checker:
         model, seed = names
         fitted = planned.fits_of(dataset)
         if model not in {name for _, name, _ in fitted}:
+            base, _, key = model.partition("@")
+            if base in layout.models and key and "=" not in key:
+                return "models", f"no fit of {base!r} to {dataset!r} sweeps {key!r}; add such a `sweep` to `fits`"
             hint = nearest(model, {name for _, name, _ in fitted})
             return "models", f"no model fitted to {dataset!r} is called {model!r}; {hint}"
         seeds = sorted({one for _, name, one in fitted if name == model})

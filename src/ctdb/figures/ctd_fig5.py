@@ -131,7 +131,8 @@ def _ours(settings: CtdFig5Settings, files: Mapping[Need, str]) -> Iterator[tupl
 def _rows(settings: CtdFig5Settings, series: str, fits: pd.DataFrame) -> pd.DataFrame:
     """Scores of the fits, and their correlations, as rows to compare with published ones."""
     correlations = [
-        {"x": "", "model": fits["model"].iloc[0], "metric": f"r_{across}_{up}"} | {"value": line_of(fits, across, up)["r"]}
+        {"x": "", "model": fits["model"].iloc[0], "metric": f"r_{across}_{up}"}
+        | {"value": line_of(fits, across, up)["r"]}
         for across, up in settings.panels
     ]
     of_all = pd.DataFrame(correlations).assign(dataset=settings.dataset, series=series)
@@ -149,13 +150,9 @@ def line_of(fits: pd.DataFrame, across: str, up: str) -> dict[str, float]:
     return {"r": np.corrcoef(x, y)[0, 1], "slope": slope, "intercept": intercept, "n": len(x)}
 
 
-def _draw(
-    settings: CtdFig5Settings, found: Mapping[str, pd.DataFrame | MissingError]
-) -> tuple[Canvas, pd.DataFrame]:
+def _draw(settings: CtdFig5Settings, found: Mapping[str, pd.DataFrame | MissingError]) -> tuple[Canvas, pd.DataFrame]:
     n_rows = max(len(found), 1)
-    canvas, axes = plt.subplots(
-        n_rows, 4, squeeze=False, figsize=(WIDTH, 0.75 + 1.75 * n_rows), layout="constrained"
-    )
+    canvas, axes = plt.subplots(n_rows, 4, squeeze=False, figsize=(WIDTH, 0.75 + 1.75 * n_rows), layout="constrained")
     sweeps = [fits for fits in found.values() if isinstance(fits, pd.DataFrame)]
     styles = styles_of(pd.concat([fits["x"] for fits in sweeps])) if sweeps else {}
     tables = []
@@ -184,7 +181,22 @@ def _draw(
     handles.append(Line2D([], [], label="published", **STYLE))
     canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=settings.key)
     canvas.suptitle(f"{settings.dataset}: scores with and without the truth", x=0.02, ha="left")
-    columns = ["series", "model", "drawn", "x", "seed", "status", "across", "up", "at", "to", "r", "slope", "intercept", "n"]
+    columns = [
+        "series",
+        "model",
+        "drawn",
+        "x",
+        "seed",
+        "status",
+        "across",
+        "up",
+        "at",
+        "to",
+        "r",
+        "slope",
+        "intercept",
+        "n",
+    ]
     table = pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
     return canvas, table.rename(columns={"x": settings.key})
 

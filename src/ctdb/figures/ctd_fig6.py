@@ -27,6 +27,7 @@ from ctdb.figures.sweeps import (
     draw_published,
     in_rows,
     label_of,
+    scale_of_sweep,
     styles_of,
     sweep_fits,
     sweep_needs,
@@ -137,7 +138,7 @@ class CtdFig6(Figure):
                 told += f" ({ratio:.1f} times)" if ratio > 0 else ""
             spread = means["up"].max() - means["up"].min()
             sentences.append(f"{told}. {label_of(spikes)} differs by {spread:.4f} at most between weights.")
-        if (bad := (fits["status"] != "ok").sum()):
+        if bad := (fits["status"] != "ok").sum():
             sentences.append(f"{len(fits) - bad} of {len(fits)} fits went well.")
         points = table[table["drawn"] == "fixed point"]
         for panel, own in points.groupby("panel", sort=False):
@@ -214,14 +215,11 @@ def _draw_sweep(
     for value, own in good.groupby("x"):
         ax.plot(own["x"], own[inputs], zorder=3, **styles[value])
     theirs = compared[(compared["metric"] == inputs) & (compared["x"] != "")]
-    theirs = pd.DataFrame({"x": theirs["x"].astype(float), "across": theirs["x"].astype(float), "up": theirs["published"]})
+    theirs = pd.DataFrame(
+        {"x": theirs["x"].astype(float), "across": theirs["x"].astype(float), "up": theirs["published"]}
+    )
     ax.plot(theirs["across"], theirs["up"], **STYLE)
-    values = sorted({*fits["x"], *theirs["x"]})
-    positive = [value for value in values if value > 0]
-    if positive:
-        ax.set_xscale("symlog" if values[0] <= 0 else "log", **({"linthresh": positive[0]} if values[0] <= 0 else {}))
-    ax.set_xticks(values, [text_of(value) for value in values], rotation=60)
-    ax.minorticks_off()
+    scale_of_sweep(ax, sorted({*fits["x"], *theirs["x"]}))
     ax.margins(x=0.1)
     ax.set_xlabel(settings.key)
     ax.set_ylabel(label_of(inputs))

@@ -35,7 +35,7 @@ def sweep_needs(planned: Planned, dataset: str, model: str, key: str, metrics: I
     """Scores of the fits of a sweep, and of the floor and ceiling of their data set.
 
     Scores of dynamics are among them where `metrics` name some. Where there is no such fit, the need of one without a
-    value says so.
+    value, ``{model}@{key}``, says so.
     """
     wanted = set(metrics)
     fits = [(dataset,), *(sweep_fits(planned, dataset, model, key) or [(dataset, f"{model}@{key}", 0)])]
@@ -56,7 +56,7 @@ def swept(scores: pd.DataFrame, model: str, key: str) -> pd.DataFrame:
     ]
     points = [point for point, is_own in zip(points, own, strict=True) if is_own]
     others = [", ".join(f"{name}={value}" for name, value in point.items() if name != key) for point in points]
-    return scores[own].assign(x=[float(point[key]) for point in points], others=others)
+    return scores.loc[np.array(own, bool)].assign(x=[float(point[key]) for point in points], others=others)
 
 
 def sweep_scores(
@@ -109,12 +109,25 @@ def in_rows(fits: pd.DataFrame, dataset: str, series: str, metrics: Sequence[str
 
 def label_of(metric: str) -> str:
     """Label of an axis that shows a metric."""
-    return LABELS.get(metric, metric.replace("_true_to_", " true→").replace("_r2", " R²").replace("_", " ")).replace("\n", " ")
+    return LABELS.get(metric, metric.replace("_true_to_", " true→").replace("_r2", " R²").replace("_", " ")).replace(
+        "\n", " "
+    )
 
 
 def text_of(value: float) -> str:
     """A swept value as text: 8, 0.001, 1e-6."""
     return f"{value:g}".replace("e-0", "e-")
+
+
+def scale_of_sweep(ax: Axes, values: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with a tick for each swept value; linear below the lowest if some is 0."""
+    positive = [value for value in values if value > 0]
+    if positive and len(positive) == len(values):
+        ax.set_xscale("log")
+    elif positive:
+        ax.set_xscale("symlog", linthresh=min(positive))
+    ax.set_xticks(values, [text_of(value) for value in values], rotation=60)
+    ax.minorticks_off()
 
 
 def styles_of(values: Iterable[float]) -> dict[float, dict[str, object]]:
