@@ -1,7 +1,7 @@
 """Do scores that need the truth follow from scores that need none? Figure 5 of CtDB: a sweep of the latent size."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ class CtdFig5Settings(FigureSettings):
     """Settings of figure `ctd_fig5`.
 
     `model` is the neural ODE, or whatever is to be compared with that of CtDB, and `gru` a second model; both are
-    swept over `key`. `metrics` are of the rates, of the states, of the spikes, and the cycle consistency, in this order.
+    swept over `key`. `metrics` are those of rates, states and spikes, and the cycle consistency, in this order.
     """
 
     dataset: str
@@ -141,8 +141,10 @@ def _rows(settings: CtdFig5Settings, series: str, fits: pd.DataFrame) -> pd.Data
 
 
 def line_of(fits: pd.DataFrame, across: str, up: str) -> dict[str, float]:
-    """Regression of one score on another over fits that have both: `r`, `slope`, `intercept` (NaN of less than three
-    fits, or equal ones) and the number `n` of fits."""
+    """Regression of one score on another over the `n` fits that have both: `r`, `slope`, `intercept`.
+
+    They are NaN for fewer than three fits, or where a score is the same for all.
+    """
     x, y = fits.loc[np.isfinite(fits[across]) & np.isfinite(fits[up]), [across, up]].to_numpy(float).T
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"r": np.nan, "slope": np.nan, "intercept": np.nan, "n": len(x)}

@@ -1,5 +1,6 @@
 """How all scores depend on the size of the model, on several data sets: figures S8 and S11 to S15 of CtDB."""
 
+import contextlib
 import textwrap
 from collections.abc import Mapping
 from typing import Literal
@@ -7,7 +8,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
@@ -126,21 +126,20 @@ class CtdSweep(Figure):
     @staticmethod
     def reproduction(settings: CtdSweepSettings, files: Mapping[Need, str]) -> pd.DataFrame:
         """Means by size, beside those of CtDB, of the sweeps that have published numbers."""
-        known = [sweep for sweep in settings.sweeps if sweep.series]
-        compared = [_compared(settings, sweep, files)[1] for sweep in known]
-        if not compared:
-            raise MissingError("a sweep with published numbers; set the `series` of one")
-        return pd.concat(compared, ignore_index=True)
+        rows = []
+        for sweep in settings.sweeps:
+            with contextlib.suppress(MissingError):
+                if sweep.series:
+                    rows.append(_rows(settings, sweep, files))
+        if not rows:
+            raise MissingError("fits of a sweep with published numbers, which is one with a `series`")
+        return comparison(KIND, pd.concat(rows, ignore_index=True))
 
 
-def _compared(
-    settings: CtdSweepSettings, sweep: SweptSettings, files: Mapping[Need, str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fits of a sweep, one row per fit and metric, and the published numbers of its series beside them."""
+def _rows(settings: CtdSweepSettings, sweep: SweptSettings, files: Mapping[Need, str]) -> pd.DataFrame:
+    """Fits of a sweep, one row per fit and metric."""
     fits = sweep_scores(files, sweep.dataset, sweep.model, sweep.key, settings.metrics)
-    rows = in_rows(fits, sweep.dataset, sweep.series, settings.metrics)
-    compared = comparison(KIND, rows)
-    return rows, compared[compared["series"] == sweep.series] if sweep.series else compared[:0]
+    return in_rows(fits, sweep.dataset, sweep.series, settings.metrics)
 
 
 def _draw_column(
@@ -151,12 +150,13 @@ def _draw_column(
     legend = []
     for number, sweep in enumerate(sweeps):
         try:
-            rows, compared = _compared(settings, sweep, files)
+            rows = _rows(settings, sweep, files)
         except MissingError as error:
             reasons.append(error)
             legend.append(Line2D([], [], ls="none", label=f"{sweep.model}: missing"))
             continue
-        anchors = anchors_of(files, dataset)
+        anchors, compared = anchors_of(files, dataset), comparison(KIND, rows)
+        compared = compared[compared["series"] == sweep.series]
         colour, marker = f"C{number % 7}", MARKERS[number % len(MARKERS)]
         style = {"color": colour, "marker": marker, "ms": 3, "mec": colour, "mfc": "white", "mew": 0.7}
         legend.append(Line2D([], [], label=sweep.model, **style))
@@ -167,14 +167,8 @@ def _draw_column(
             theirs = pd.DataFrame({"x": theirs["x"].astype(float), "value": theirs["published"], "drawn": "published"})
             good = table[table["drawn"] == "fits"].dropna(subset="value")
             if len(good):
-                ax.errorbar(
-                    good["x"],
-                    good["value"],
-                    [good["value"] - good["low"], good["high"] - good["value"]],
-                    lw=0.9,
-                    elinewidth=0.6,
-                    **style,
-                )
+                reach = [good["value"] - good["low"], good["high"] - good["value"]]
+                ax.errorbar(good["x"], good["value"], reach, lw=0.9, elinewidth=0.6, **style)
                 ax.plot(theirs["x"], theirs["value"], **STYLE)
                 for role, at in table[table["drawn"].isin(ANCHORS)].set_index("drawn")["value"].items():
                     ax.axhline(at, **ANCHORS[role], zorder=1)

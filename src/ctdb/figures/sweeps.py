@@ -109,9 +109,8 @@ def in_rows(fits: pd.DataFrame, dataset: str, series: str, metrics: Sequence[str
 
 def label_of(metric: str) -> str:
     """Label of an axis that shows a metric."""
-    return LABELS.get(metric, metric.replace("_true_to_", " true→").replace("_r2", " R²").replace("_", " ")).replace(
-        "\n", " "
-    )
+    plain = metric.replace("_true_to_", " true→").replace("_r2", " R²").replace("_", " ")
+    return LABELS.get(metric, plain).replace("\n", " ")
 
 
 def text_of(value: float) -> str:
