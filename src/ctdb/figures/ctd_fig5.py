@@ -153,18 +153,22 @@ def line_of(fits: pd.DataFrame, across: str, up: str) -> dict[str, float]:
 
 
 def _draw(settings: CtdFig5Settings, found: Mapping[str, pd.DataFrame | MissingError]) -> tuple[Canvas, pd.DataFrame]:
-    n_rows = max(len(found), 1)
-    canvas, axes = plt.subplots(n_rows, 4, squeeze=False, figsize=(WIDTH, 0.75 + 1.75 * n_rows), layout="constrained")
+    if not found:
+        found = {"": MissingError("a model to draw; name one in `model` or `gru` of the figure")}
+    heights = [0.5 if isinstance(fits, MissingError) else 1.75 for fits in found.values()]
+    size = (WIDTH, 0.75 + sum(heights))
+    canvas, axes = plt.subplots(
+        len(found), 4, squeeze=False, figsize=size, layout="constrained", gridspec_kw={"height_ratios": heights}
+    )
     sweeps = [fits for fits in found.values() if isinstance(fits, pd.DataFrame)]
     styles = styles_of(pd.concat([fits["x"] for fits in sweeps])) if sweeps else {}
     tables = []
-    if not found:
-        found = {"": MissingError("a model to draw; name one in `model` or `gru` of the figure")}
     for row, (series, fits) in zip(axes, found.items(), strict=True):
         if isinstance(fits, MissingError):
-            for ax in row[1:]:
+            place = row[0].get_subplotspec()
+            for ax in row:
                 ax.remove()
-            say_missing(row[0], fits)
+            say_missing(canvas.add_subplot(place.get_gridspec()[place.rowspan.start, :]), fits)
             continue
         compared = comparison(KIND, _rows(settings, series, fits)).query("series == @series")
         for ax, (across, up) in zip(row, settings.panels, strict=True):

@@ -150,6 +150,7 @@ def draw_fits(
     ax.set_xlabel(label_of(across))
     ax.set_ylabel(label_of(up))
     ax.margins(0.1)
+    ax.locator_params(axis="x", nbins=4)
     return good
 
 
