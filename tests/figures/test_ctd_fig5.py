@@ -69,6 +69,8 @@ def test_each_panel_has_a_point_per_fit_by_size_their_regression_and_the_publish
             np.testing.assert_allclose(points[size], sorted(own.loc[size, [across, up]].to_numpy().tolist()))
         means = theirs.pivot(index="x", columns="metric", values="value")[[across, up]]
         np.testing.assert_allclose(diamonds, sorted(means.to_numpy().tolist()))
+        ours = own.groupby(level=0)[[across, up]].mean()
+        np.testing.assert_allclose(links, [[ours.loc[size], means.loc[str(size)]] for size in (3, 64, 8)][:: 1], atol=1e-12)
         fit = scipy.stats.linregress(own[across], own[up])
         ends = np.array([own[across].min(), own[across].max()])
         np.testing.assert_allclose(line, np.stack([ends, fit.intercept + fit.slope * ends], 1))
