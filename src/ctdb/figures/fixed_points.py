@@ -96,7 +96,7 @@ def _draw(name: str, shown: Portraits) -> Canvas:
         above = canvas.add_subplot(cell[0], **space.projection)
         below = canvas.add_subplot(cell[1])
         draw_points(above, portrait, shown)
-        _draw_spectrum(below, portrait, reach)
+        draw_spectrum(below, portrait, reach)
         if place % n_columns:
             below.set_yticklabels([])
         else:
@@ -134,7 +134,7 @@ def draw_points(ax: Axes, portrait: Portrait, shown: Portraits) -> None:
     write(0.5, 0.96, portrait.note, transform=ax.transAxes, ha="center", va="top", fontsize=6, color="0.35")
 
 
-def _draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
+def draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
     """Eigenvalues of all points and the unit circle, on which nothing grows or dies out."""
     turn = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color="0.5", lw=0.6, zorder=1)
