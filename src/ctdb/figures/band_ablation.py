@@ -161,7 +161,7 @@ def _draw(
     places = {}
     for number, series in enumerate(settings.models):
         colour, marker = LOOKS[series]
-        left, right = places[series] = (3.0 * number, 3.0 * number + 1.3)
+        left, right = places[series] = (3.4 * number, 3.4 * number + 1.3)
         own = rows[rows["series"] == series]
         pairs = own.pivot(index=["dataset", "session", "seed"], columns="x", values="value")
         for pair in pairs[["with", "without"]].to_numpy() if len(pairs) else []:
@@ -182,4 +182,4 @@ def _draw(
             ax.annotate(words, ((left + right) / 2, 1), (0, -6), **AT_AXIS)
     ax.set_xticks([sum(pair) / 2 for pair in places.values()], [LABELS[series] for series in places])
     ax.tick_params(axis="x", length=0)
-    ax.set_xlim(-1, 3.0 * len(places) - 0.7)
+    ax.set_xlim(-1, 3.4 * len(places) - 1.1)
