@@ -91,7 +91,9 @@ class BandAblation(Figure):
         if settings.published:
             handles.append(Line2D([], [], label="published", **PUBLISHED))
         canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        name = " and ".join([settings.datasets[0], *([f"{len(settings.datasets) - 1} more"] * (len(settings.datasets) > 1))])
+        name = " and ".join(
+            [settings.datasets[0], *([f"{len(settings.datasets) - 1} more"] * (len(settings.datasets) > 1))]
+        )
         canvas.suptitle(f"{name}: what the inferred inputs are worth", x=0.02, ha="left")
         return canvas, table
 
@@ -149,9 +151,7 @@ def _around_means(files: Mapping[Need, str], fit: Mapping[str, str | int]) -> fl
         return np.nan
 
 
-def _draw(
-    ax: Axes, settings: BandAblationSettings, points: Points, rows: pd.DataFrame, theirs: pd.DataFrame
-) -> None:
+def _draw(ax: Axes, settings: BandAblationSettings, points: Points, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
     """A pair of columns per model."""
     ax.axhline(0, color="0.85", lw=0.6, zorder=0)
     known = pd.concat([rows["value"], theirs["value"]]).dropna()

@@ -14,7 +14,7 @@ from pydantic import Field
 from ctdb import datasets
 from ctdb.errors import MetricError, MissingError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import WIDTH, Figure, FigureSettings, say_missing
+from ctdb.figures.base import WIDTH, Figure, FigureSettings
 from ctdb.figures.fit_points import (
     LABELS,
     LOOKS,
@@ -203,7 +203,13 @@ def _condition_means(names: list[str], files: Mapping[Need, str]) -> tuple[pd.Da
             continue
         for session, dataset in sessions.items():
             case = Case(dataset, {}, dataset.report_split)
-            row = {"dataset": name, "session": session, "series": "condition_mean", "model": "", "metric": "behavior_r2"}
+            row = {
+                "dataset": name,
+                "session": session,
+                "series": "condition_mean",
+                "model": "",
+                "metric": "behavior_r2",
+            }
             try:
                 score = behavior_r2_sums(case.known("behavior"), condition_means(case), case.trials.n_bins).value
             except MetricError as error:

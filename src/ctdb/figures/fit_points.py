@@ -1,6 +1,6 @@
 """Scores of chosen models as points of a figure, one per fit, which figures of LFADS and BAND share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -145,6 +145,12 @@ def difference_between(table: pd.DataFrame, metric: str, above: str = "band", be
         rows[rows["series"] == series].set_index(["dataset", "session", "seed"])["value"] for series in (above, below)
     )
     return (upper - lower).dropna()
+
+
+def named(datasets: Sequence[str]) -> str:
+    """Name of several data sets that are drawn as one."""
+    first, *others = datasets
+    return f"{first} and {len(others)} more" if others else first
 
 
 def told(rows: pd.DataFrame, digits: int = 3) -> str:
