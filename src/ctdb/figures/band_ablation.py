@@ -15,7 +15,7 @@ from ctdb import datasets
 from ctdb.errors import MetricError, MissingError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, fit_outputs, say_missing
-from ctdb.figures.fit_points import LABELS, LOOKS, Points, fits_of, points_of, score_needs, told
+from ctdb.figures.fit_points import LABELS, LOOKS, Points, fits_of, named, points_of, score_needs, told
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.published import STYLE as PUBLISHED
 from ctdb.figures.published import comparison, published
@@ -39,7 +39,8 @@ KEY = ["dataset", "session", "series", "model", "seed", "metric"]
 class BandAblationSettings(FigureSettings):
     """Settings of figure `band_ablation`; `published` draws the published numbers, which are of a reaching task.
 
-    `datasets` are drawn as one, such as the folds of a recording; `models` maps `lfads` and `band` to our names of them.
+    `datasets` are drawn as one, such as the folds of a recording; `models` maps `lfads` and `band` to our names of
+    them.
     """
 
     datasets: NonEmpty[str]
@@ -52,8 +53,8 @@ class BandAblation(Figure):
     """A line per fit from its score with the inferred inputs to that with the inputs set to 0; thick, the means.
 
     Filled points have the inputs and hollow ones have none. The second score counts only what single trials deviate by
-    from the mean behaviour of their condition: the small variability that inputs carry and autonomous dynamics cannot. A
-    number at the bottom is the mean of points below the axis. Diamonds, where there are any, are published values, of
+    from the mean behaviour of their condition: the small variability that inputs carry and autonomous dynamics cannot.
+    A number at the bottom is the mean of points below the axis. Diamonds, where there are any, are published values, of
     another session.
     """
 
@@ -91,10 +92,7 @@ class BandAblation(Figure):
         if settings.published:
             handles.append(Line2D([], [], label="published", **PUBLISHED))
         canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        name = " and ".join(
-            [settings.datasets[0], *([f"{len(settings.datasets) - 1} more"] * (len(settings.datasets) > 1))]
-        )
-        canvas.suptitle(f"{name}: what the inferred inputs are worth", x=0.02, ha="left")
+        canvas.suptitle(f"{named(settings.datasets)}: what the inferred inputs are worth", x=0.02, ha="left")
         return canvas, table
 
     @staticmethod

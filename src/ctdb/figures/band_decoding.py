@@ -20,6 +20,7 @@ from ctdb.figures.fit_points import (
     LOOKS,
     counted,
     difference_between,
+    named,
     points_of,
     reported,
     score_needs,
@@ -69,7 +70,8 @@ LEFT_OUT = -0.3
 class BandDecodingSettings(FigureSettings):
     """Settings of figure `band_decoding`; `published` draws the published numbers beside, which are of a reaching task.
 
-    `datasets` are drawn as one, such as the folds of a recording; `models` maps `lfads` and `band` to our names of them.
+    `datasets` are drawn as one, such as the folds of a recording; `models` maps `lfads` and `band` to our names of
+    them.
     """
 
     datasets: NonEmpty[str]
@@ -124,7 +126,7 @@ class BandDecoding(Figure):
         if settings.published:
             handles.append(Line2D([], [], label="published", **PUBLISHED))
         canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), title="decoder")
-        canvas.suptitle(f"{_name(settings)}: behaviour decoded", x=0.02, ha="left")
+        canvas.suptitle(f"{named(settings.datasets)}: behaviour decoded", x=0.02, ha="left")
         drawn = [table.assign(of="ours")]
         if settings.published:
             drawn.append(theirs[["series", "x", "metric", "value", "source", "note"]].assign(of="published"))
@@ -151,14 +153,10 @@ class BandDecoding(Figure):
         if len(difference):
             above = int((difference > 0).sum())
             sentences.append(
-                f"BAND is above LFADS in {above} of {len(difference)} pairs of fits, by {difference.mean():.3f} on average."
+                f"BAND is above LFADS in {above} of {len(difference)} pairs of fits, by {difference.mean():.3f} on "
+                "average."
             )
         return " ".join(sentences)
-
-
-def _name(settings: BandDecodingSettings) -> str:
-    first, *others = settings.datasets
-    return f"{first} and {len(others)} more" if others else first
 
 
 def _ours(settings: BandDecodingSettings, files: Mapping[Need, str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -215,7 +213,7 @@ def _condition_means(names: list[str], files: Mapping[Need, str]) -> tuple[pd.Da
             except MetricError as error:
                 reasons.append(str(error))
                 continue
-            rows.append(row | {"seed": pd.NA, "value": score, "status": "ok"})
+            rows.append(row | {"metric": "behavior_r2", "seed": pd.NA, "value": score, "status": "ok"})
     return pd.DataFrame(rows), list(dict.fromkeys(reasons))
 
 

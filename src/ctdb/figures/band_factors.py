@@ -30,7 +30,7 @@ COLUMNS = ["series", "dataset", "model", "seed", "x", "metric", "value", "status
 
 
 class BandFactorsSettings(FigureSettings):
-    """Settings of figure `band_factors`: models that `fits` sweeps over `fac_dim`; `published` as in `band_decoding`."""
+    """Settings of figure `band_factors`, as in `band_decoding`; `fits` sweeps the models over `fac_dim`."""
 
     dataset: str
     models: dict[Literal["lfads", "band"], str] = Field(min_length=1)
@@ -43,7 +43,8 @@ class BandFactors(Figure):
     """A point per fit, lines through their means; a cross at the bottom is a fit without the score.
 
     Models as they are configured stand among the points of their sweep. Diamonds, where there are any, are published
-    values of another session, those of BAND in the first panel and those of LFADS in the second, by how they were decoded.
+    values of another session, those of BAND in the first panel and those of LFADS in the second, by how they were
+    decoded.
     """
 
     Settings = BandFactorsSettings
@@ -78,12 +79,11 @@ class BandFactors(Figure):
                 say_missing(ax, MissingError(next(iter(missing.values()), "no fit has this score")))
                 continue
             _draw(ax, settings, rows, theirs[theirs["metric"] == metric])
-        handles = [
-            Line2D(
-                [], [], color=LOOKS[series][0], marker=LOOKS[series][1], ms=3, mfc="none", label=_name(series, missing)
-            )
-            for series in settings.models
-        ]
+        handles = []
+        for series in settings.models:
+            colour, marker = LOOKS[series]
+            words = LABELS[series] + (f" (missing: {missing[series]})" if series in missing else "")
+            handles.append(Line2D([], [], color=colour, marker=marker, ms=3, mfc="none", label=words))
         if settings.published:
             handles.append(Line2D([], [], label="published", **PUBLISHED))
         canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -106,15 +106,10 @@ class BandFactors(Figure):
             rows = table[(table["series"] == series) & (table["metric"] == "behavior_r2")]
             sizes = sorted(set(rows["x"]))
             if sizes:
-                said = [
-                    f"{told(rows[rows['x'] == x])} with {x:g} factors" for x in dict.fromkeys([sizes[0], sizes[-1]])
-                ]
+                ends = dict.fromkeys([sizes[0], sizes[-1]])
+                said = [f"{told(rows[rows['x'] == x])} with {x:g} factors" for x in ends]
                 sentences.append(f"{LABELS[series]}: R² of behaviour {', '.join(said)}.")
         return " ".join(sentences)
-
-
-def _name(series: str, missing: Mapping[str, str]) -> str:
-    return LABELS[series] + (f" (missing: {missing[series]})" if series in missing else "")
 
 
 def _is_point(label: str) -> bool:
@@ -160,7 +155,9 @@ def _draw(ax: Axes, settings: BandFactorsSettings, rows: pd.DataFrame, theirs: p
         bottom = {"transform": ax.get_xaxis_transform(), "ls": "none", "marker": "x", "ms": 4, "color": colour}
         ax.plot(failed["x"], np.full(len(failed), 0.03), **bottom)
         if words := counted(own):
-            ax.annotate(f"{LABELS[series]}: {words}", (1, 0), (0, 3 + 7 * (series == "band")), "axes fraction", "offset points", ha="right", fontsize=5, color=colour)  # fmt: skip
+            above = 3 + 7 * (series == "band")
+            at_corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "fontsize": 5}
+            ax.annotate(f"{LABELS[series]}: {words}", (1, 0), (0, above), **at_corner, color=colour)
     ax.plot(theirs["x"], theirs["value"], **PUBLISHED)
     ax.set_xscale("log")
     values = sorted({*rows["x"], *theirs["x"]})

@@ -14,7 +14,7 @@ from pydantic import Field
 from ctdb.errors import MissingError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, say_missing
-from ctdb.figures.fit_points import LABELS, LOOKS, Points, draw_column, points_of, score_needs, told
+from ctdb.figures.fit_points import LABELS, LOOKS, Points, draw_column, named, points_of, score_needs, told
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.published import STYLE as PUBLISHED
 from ctdb.figures.published import comparison, published
@@ -31,6 +31,7 @@ VARIANTS = {
     "_no_control_causal": "none,\ncausal",
 }
 """End of a series' name to what is said of its controller."""
+ABOVE = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
 PANELS = {
     "behavior_r2": "R² of behaviour",
     "behavior_r2_ridge_sequence": "R², ridge from all bins' factors",
@@ -95,15 +96,12 @@ class BandNoControl(Figure):
         axes[-1].set_xticks(list(places.values()), labels)
         axes[-1].set_xlim(-0.6, max(places.values()) + 0.6)
         for model, name in LABELS.items():
-            own = [at for series, at in places.items() if series.startswith(model)]
-            axes[0].set_title(name, loc="left" if model == "lfads" else "right", color=LOOKS[model][0])
-            axes[-1].annotate(name, (np.mean(own), 0), (0, -30), ("data", "axes fraction"), "offset points", ha="center", color=LOOKS[model][0])  # fmt: skip
+            middle = np.mean([at for series, at in places.items() if series.startswith(model)])
+            axes[0].annotate(name, (middle, 1), (0, 3), **ABOVE, color=LOOKS[model][0])
         if settings.published:
             handles = [Line2D([], [], label="published", **PUBLISHED)]
             canvas.legend(handles=handles, loc="outside upper right")
-        first, *others = settings.datasets
-        name = f"{first} and {len(others)} more" if others else first
-        canvas.suptitle(f"{name}: models with and without a controller", x=0.02, ha="left")
+        canvas.suptitle(f"{named(settings.datasets)}: models with and without a controller", x=0.02, ha="left")
         return canvas, points.table
 
     @staticmethod

@@ -45,9 +45,9 @@ LEFT_OUT = -1.5
 class BandSmallVariabilitySettings(FigureSettings):
     """Settings of figure `band_small_variability`.
 
-    `models` maps `lfads` and `band` to our names of them. `pushes` maps true inputs that push what moves to the channels
-    of behaviour along the same axes; with it, trials are aligned on their first push and drawn from `before_s` before
-    it to `after_s` after. `published` draws the published numbers, which are of a reaching task.
+    `models` maps `lfads` and `band` to our names of them. `pushes` maps true inputs that push what moves to the
+    channels of behaviour along the same axes; with it, trials are aligned on their first push and drawn from `before_s`
+    before it to `after_s` after. `published` draws the published numbers, which are of a reaching task.
     """
 
     dataset: str
@@ -90,11 +90,11 @@ class Deviations:
 class BandSmallVariability(Figure):
     """Behaviour of single trials less the mean of their condition's train trials: recorded, and decoded by each model.
 
-    Each point above is a bin of a channel, in standard deviations of the train trials; the share of variance that is
-    explained is that around the condition means (UIVE), a point per fit, with a number at the bottom for points below the
-    axis. Diamonds, where there are any, are published values of another session. Below are the trials that deviate most,
-    each of another condition; or, where it is known what pushed in a trial, means over trials that are aligned on the
-    push, along its direction: black what was, solid what a model infers, dashed without its inferred inputs. The inputs
+    Each point above is a bin of a channel, in standard deviations of the train trials. On the right is the share of the
+    variance around the condition means that each fit explains (UIVE), with a number at the bottom for points below the
+    axis. Diamonds, where there are any, are published values of another session. Below are the trials that deviate
+    most, each of another condition; or, where it is known what pushed in a trial, means over trials that are aligned on
+    the push, along its direction: black what was, solid what a model infers, dashed without its inferred inputs. These
     are drawn as their image in the push, by a linear regression on the train trials.
     """
 
