@@ -137,12 +137,12 @@ def _draw_inputs(ax: Axes, one: Mapping[str, np.ndarray], time: np.ndarray) -> N
     for channel, mean in enumerate(one["co_means"].T):
         std = one["co_stds"][:, channel]
         style = ("-", "--", ":", "-.")[channel % 4]
-        ax.plot(time[: len(mean)], mean, color=f"C{channel % 7}", ls=style, label=str(channel))
+        ax.plot(time[: len(mean)], mean, color=f"C{channel % 7}", ls=style, label=f"input {channel}")
         ax.fill_between(time[: len(mean)], mean - std, mean + std, color=f"C{channel % 7}", alpha=0.2, lw=0)
     ax.axhline(0, color="0.8", lw=0.5, zorder=0)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.2 * (high - low))
-    ax.legend(loc="upper center", ncols=4, title="inferred input")
+    ax.legend(loc="upper center", ncols=4)
     ax.set_title("inferred inputs")
 
 
