@@ -23,7 +23,7 @@ from ctdb.figures.published import comparison, published
 KEY = "fac_dim"
 PANELS = {
     "behavior_r2": "R² of behaviour",
-    "behavior_r2_ridge_sequence": "R², ridge from all bins' factors",
+    "behavior_r2_ridge_sequence": "R², ridge regression from all bins",
     "bits_per_spike_heldin": "bits per spike",
 }
 COLUMNS = ["series", "dataset", "model", "seed", "x", "metric", "value", "status"]

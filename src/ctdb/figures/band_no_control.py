@@ -1,12 +1,12 @@
 """LFADS and BAND without a controller, and with one that sees the past alone, beside those with a whole one."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from pydantic import Field
@@ -34,7 +34,7 @@ VARIANTS = {
 ABOVE = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
 PANELS = {
     "behavior_r2": "R² of behaviour",
-    "behavior_r2_ridge_sequence": "R², ridge from all bins' factors",
+    "behavior_r2_ridge_sequence": "R², ridge, all bins",
     "bits_per_spike_heldin": "bits per spike",
 }
 
@@ -53,7 +53,7 @@ class BandNoControlSettings(FigureSettings):
 
 @FIGURES.register("band_no_control")
 class BandNoControl(Figure):
-    """A point per fit and a bar for their mean: models with a controller, with a causal one, and with none at all.
+    """A point per fit and a bar for the mean of several: models with a controller, with a causal one, and with none.
 
     Without a controller a trial's initial condition alone tells it from others. Diamonds, where there are any, are
     published values of another session, those of BAND in the first panel and those of LFADS in the second, by how they
@@ -91,7 +91,7 @@ class BandNoControl(Figure):
                 values = known.loc[known["series"] == series, "value"]
                 ax.plot(np.full(len(values), at + 0.38), values, **PUBLISHED)
             ax.margins(y=0.15)
-        _say_what_is_missing(axes[0], places, points, settings)
+        _say_what_is_missing(canvas, axes, places, points, settings)
         labels = [VARIANTS[series.removeprefix("lfads").removeprefix("band")] for series in places]
         axes[-1].set_xticks(list(places.values()), labels)
         axes[-1].set_xlim(-0.6, max(places.values()) + 0.6)
@@ -135,11 +135,16 @@ def _points(settings: BandNoControlSettings, files: Mapping[Need, str]) -> Point
 
 
 def _say_what_is_missing(
-    ax: Axes, places: Mapping[str, float], points: Points, settings: BandNoControlSettings
+    canvas: Canvas, axes: np.ndarray, places: Mapping[str, float], points: Points, settings: BandNoControlSettings
 ) -> None:
-    """In the place of each series without fits, why."""
+    """In the place of each series without fits that it is missing, and below all panels why."""
+    reasons = []
     for series, at in places.items():
-        reason = points.missing.get(series, "" if series in settings.models else f"models.{series}\nis not set")
+        reason = points.missing.get(series, "" if series in settings.models else f"models.{series} is not set")
         if reason:
-            write = {"ha": "center", "va": "bottom", "fontsize": 5, "color": "0.35", "wrap": True}
-            ax.text(at, 0.02, f"missing:\n{reason}", transform=ax.get_xaxis_transform(), **write)
+            reasons.append(reason)
+            for ax in axes:
+                write = {"ha": "center", "va": "bottom", "fontsize": 5, "color": "0.35"}
+                ax.text(at, 0.02, "missing", transform=ax.get_xaxis_transform(), **write)
+    if reasons:
+        canvas.supxlabel(textwrap.fill(f"Missing: {'; '.join(dict.fromkeys(reasons))}.", 180), fontsize=5, color="0.35")

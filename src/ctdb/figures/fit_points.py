@@ -122,11 +122,11 @@ def spread(n: int, width: float) -> np.ndarray:
 
 
 def draw_column(ax: Axes, at: float, rows: pd.DataFrame, colour: str, marker: str, filled: bool = True) -> None:
-    """Points of one series above the place `at`, their mean as a bar, and below how many have no score."""
+    """Points of one series above the place `at`, the mean of several as a bar, and below how many have no score."""
     good = rows["value"].dropna().astype(float).to_numpy()
     face = colour if filled else "none"
     ax.plot(at + spread(len(good), 0.3), good, ls="none", marker=marker, ms=3, mec=colour, mfc=face, mew=0.7, alpha=0.8)
-    if len(good):
+    if len(good) > 1:
         ax.plot([at - 0.28, at + 0.28], [good.mean()] * 2, color=colour, lw=1.4)
     if words := counted(rows):
         ax.annotate(words, (at, 0), (0, 2), ("data", "axes fraction"), "offset points", ha="center", fontsize=5)
