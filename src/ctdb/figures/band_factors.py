@@ -125,8 +125,8 @@ def _table(settings: BandFactorsSettings, files: Mapping[Need, str]) -> pd.DataF
     scores = scores[scores["session"] == settings.session]
     parts = [pd.DataFrame(columns=COLUMNS)]
     for series, model in settings.models.items():
-        labels = scores["model"].astype(str)
-        own = scores[(labels.str.partition("@")[0] == model) & labels.map(_is_point)]
+        is_own = [label.partition("@")[0] == model and _is_point(label) for label in scores["model"]]
+        own = scores.loc[np.array(is_own, bool)]
         size = _own_size(settings, files, model)
         x = [json.loads(point).get(KEY, size) for point in own["sweep"]]
         parts.append(own.assign(series=series, x=np.array(x, float))[COLUMNS])

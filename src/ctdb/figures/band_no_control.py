@@ -75,7 +75,7 @@ class BandNoControl(Figure):
         theirs = published("band_no_control") if settings.published else published("band_no_control").iloc[:0]
         canvas, axes = plt.subplots(len(PANELS), 1, figsize=(WIDTH, 5.2), sharex=True, layout="constrained")
         places = {
-            f"{model}{variant}": number + 0.6 * (model == "band")
+            f"{model}{variant}": float(number) + 0.6 * (model == "band")
             for number, (model, variant) in enumerate((model, variant) for model in LABELS for variant in VARIANTS)
         }
         for ax, (metric, title) in zip(axes, PANELS.items(), strict=True):

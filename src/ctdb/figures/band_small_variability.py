@@ -17,7 +17,16 @@ from pydantic import Field, model_validator
 from ctdb.datasets import SpikeDataset
 from ctdb.errors import DatasetError, MissingError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, read_session, say_missing
+from ctdb.figures.base import (
+    TRUTH_COLOUR,
+    WIDTH,
+    Figure,
+    FigureSettings,
+    fit_outputs,
+    fit_title,
+    read_session,
+    say_missing,
+)
 from ctdb.figures.fit_points import (
     LABELS,
     LOOKS,
@@ -114,15 +123,18 @@ class BandSmallVariability(Figure):
     def draw(settings: BandSmallVariabilitySettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the trials of the split that scores are reported on."""
         dataset = read_session(files["dataset", settings.dataset], settings.session)
-        fits, reasons = {}, {}
+        fits, reasons, titles = {}, {}, {}
         for series, model in settings.models.items():
             try:
                 path = files["fit", settings.dataset, model, settings.seed]
-                fits[series] = {
-                    split: fit_outputs(path, split, settings.session) for split in ("train", dataset.report_split)
-                }
             except MissingError as error:
                 reasons[series] = error
+                continue
+            outputs = {split: fit_outputs(path, split, settings.session) for split in ("train", dataset.report_split)}
+            if "behavior" in outputs["train"]:
+                fits[series], titles[series] = outputs, fit_title(path, LABELS[series])
+            else:
+                reasons[series] = MissingError(f"behaviour that {model!r} decodes: it decodes none")
         points = _points(settings, files)
         canvas = plt.figure(figsize=(WIDTH, 4.5), layout="constrained")
         above, below = canvas.subfigures(2, 1, height_ratios=[1.15, 1])
@@ -141,6 +153,7 @@ class BandSmallVariability(Figure):
                     say_missing(ax, reasons[series])
                 else:
                     parts.append(_draw_bins(ax, deviations, series, limit))
+                    ax.set_title(titles[series])
             axes[0].set_ylabel("decoded deviation (s.d.)")
         parts.append(_draw_scores(axes[-1], settings, points))
         if settings.pushes:
@@ -224,7 +237,6 @@ def _draw_bins(ax: Axes, deviations: Deviations, series: str, limit: float) -> p
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-limit, limit)
     ax.set_aspect("equal")
-    ax.set_title(LABELS[series])
     ax.set_xlabel("true deviation (s.d.)")
     return pd.concat(parts, ignore_index=True)
 
@@ -244,7 +256,7 @@ def _draw_scores(ax: Axes, settings: BandSmallVariabilitySettings, points: Point
     for place, series in enumerate(settings.models):
         rows = points.of(series, METRIC)
         colour, marker = LOOKS[series]
-        draw_column(ax, place, rows[~(rows["value"] < low)], colour, marker)
+        draw_column(ax, float(place), rows[~(rows["value"] < low)], colour, marker)
         if len(outside := rows[rows["value"] < low]):
             words = f"{outside['value'].astype(float).mean():.1f}"
             at_axis = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
