@@ -98,7 +98,6 @@ class World:
         files = Files(there or {("activity", "none", 0): "none"}, missing)  # the type checker looks at one value
         with plt.style.context(STYLE):
             canvas, table = figure.draw(settings, files)
-            canvas.canvas.draw()
             seen = show(canvas)
             plt.close(canvas)
         self.last = figure, settings, files
