@@ -388,6 +388,15 @@ def test_ablation_beside_the_published_numbers(ablation):
     assert ablation.reproduction().empty
 
 
+def test_a_model_without_fits_is_said_to_be_missing_beside_the_other(ablation):
+    for need in [need for need in ablation.files if "plain" in need]:
+        del ablation.files[need]
+    table, (below, said) = ablation.draw("band_ablation", lambda canvas: (canvas.get_supxlabel(), [texts(ax) for ax in canvas.axes]), **ablation.options)  # fmt: skip
+    assert below == "Missing: there is no scores some plain 0."
+    assert all("missing" in one for one in said)
+    assert set(table["series"]) == {"band"}
+
+
 def test_ablation_without_any_fit_says_so(world):
     _, said = world.draw("band_ablation", lambda canvas: [texts(ax) for ax in canvas.axes], datasets=["some"], models=MODELS)  # fmt: skip
     assert all("missing: there is no scores some" in one[0].replace("\n", " ") for one in said)
@@ -500,7 +509,7 @@ def test_the_caption_says_how_much_of_the_course_is_decoded(small):
     table, _ = small.draw("band_small_variability", **small.options, pushes=PUSHES, before_s=0.01, after_s=0.02)
     rows = table[table["panel"] == "behaviour along the push"]
     true, band = (rows[rows["series"] == series]["value"].to_numpy() for series in ("true", "band"))
-    assert f"BAND decodes the mean course around a push with R² {r2_score(true, band):.2f}." in small.findings(table)
+    assert f"BAND decodes the mean course around a push with R² {r2_score(true, band):.3f}." in small.findings(table)
 
 
 def test_a_channel_that_is_not_there_is_refused(small):

@@ -15,7 +15,7 @@ from ctdb import datasets
 from ctdb.errors import MetricError, MissingError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, fit_outputs, say_missing
-from ctdb.figures.fit_points import LABELS, LOOKS, Points, fits_of, named, points_of, score_needs, told
+from ctdb.figures.fit_points import LABELS, LOOKS, Points, fits_of, named, points_of, say_below, score_needs, told
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.published import STYLE as PUBLISHED
 from ctdb.figures.published import comparison, published
@@ -85,13 +85,14 @@ class BandAblation(Figure):
                 say_missing(ax, MissingError(reasons[0]))
                 continue
             _draw(ax, settings, points, rows, theirs[theirs["metric"] == metric])
+        say_below(canvas, points.missing.values())
         handles = [
             Line2D([], [], ls="none", marker="o", ms=3.5, color="0.3", label="with inferred inputs"),
             Line2D([], [], ls="none", marker="o", ms=3.5, mec="0.3", mfc="none", label="without"),
         ]
         if settings.published:
             handles.append(Line2D([], [], label="published", **PUBLISHED))
-        canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        canvas.legend(handles=handles, loc="outside upper right", ncols=len(handles))
         canvas.suptitle(f"{named(settings.datasets)}: what the inferred inputs are worth", x=0.02, ha="left")
         return canvas, table
 
@@ -175,9 +176,10 @@ def _draw(ax: Axes, settings: BandAblationSettings, points: Points, rows: pd.Dat
             if mean < low:
                 ax.annotate(f"{mean:.1f}", (at, 0), (0, 2), **AT_AXIS, color=colour)
         n_ok = int(pairs.notna().all(axis=1).sum()) if len(pairs) else 0
-        words = points.missing.get(series, "" if n_ok == len(pairs) else f"{n_ok} of {len(pairs)} fits")
-        if words:
-            ax.annotate(words, ((left + right) / 2, 1), (0, -6), **AT_AXIS)
+        words = "" if n_ok == len(pairs) else f"{n_ok} of {len(pairs)} fits"
+        if series in points.missing:
+            words = "missing"
+        ax.annotate(words, ((left + right) / 2, 1), (0, 0), **AT_AXIS, va="top")
     ax.set_xticks([sum(pair) / 2 for pair in places.values()], [LABELS[series] for series in places])
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-1, 3.4 * len(places) - 1.1)

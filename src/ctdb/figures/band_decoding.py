@@ -1,5 +1,6 @@
 """How well behaviour is decoded: LFADS and BAND beside what needs no model, and beside shuffled data."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Literal
 
@@ -63,6 +64,7 @@ HERE = "this session"
 """`x` of published numbers that are of the very recording of ours."""
 HEADLINE = "C 10-07 AD"
 """`x` of the published numbers of another session, of which there is one for every model."""
+BEHIND = {"fc": "white", "ec": "none", "pad": 0.5}
 LEFT_OUT = -0.3
 """Scores below are drawn at the edge."""
 
@@ -227,7 +229,9 @@ def _draw_ours(ax: Axes, table: pd.DataFrame, missing: Mapping[str, str], here: 
         own = table[table["series"] == series]
         colour = LOOKS.get(series.partition("_")[0] if series in LOOKS else series, (NO_MODEL, ""))[0]
         if series in missing:
-            ax.text(0.5, -place, f"missing: {missing[series]}", ha="center", va="center", fontsize=5, color="0.35")
+            words = textwrap.fill(f"missing: {missing[series]}", 56)
+            middle = {"transform": ax.get_yaxis_transform(), "ha": "center", "va": "center"}
+            ax.text(0.5, -place, words, **middle, fontsize=5, color="0.35", bbox=BEHIND)
             continue
         present = [metric for metric in DECODERS if (own["metric"] == metric).any()]
         for line, metric in enumerate(present):

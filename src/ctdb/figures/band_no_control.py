@@ -1,6 +1,5 @@
 """LFADS and BAND without a controller, and with one that sees the past alone, beside those with a whole one."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field
 from ctdb.errors import MissingError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, say_missing
-from ctdb.figures.fit_points import LABELS, LOOKS, Points, draw_column, named, points_of, score_needs, told
+from ctdb.figures.fit_points import LABELS, LOOKS, Points, draw_column, named, points_of, say_below, score_needs, told
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.published import STYLE as PUBLISHED
 from ctdb.figures.published import comparison, published
@@ -146,5 +145,4 @@ def _say_what_is_missing(
             for ax in axes:
                 write = {"ha": "center", "va": "bottom", "fontsize": 5, "color": "0.35"}
                 ax.text(at, 0.02, "missing", transform=ax.get_xaxis_transform(), **write)
-    if reasons:
-        canvas.supxlabel(textwrap.fill(f"Missing: {'; '.join(dict.fromkeys(reasons))}.", 180), fontsize=5, color="0.35")
+    say_below(canvas, reasons)

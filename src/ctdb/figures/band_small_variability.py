@@ -151,6 +151,7 @@ class BandSmallVariability(Figure):
             for ax, series in zip(axes, settings.models, strict=False):
                 if series in reasons:
                     say_missing(ax, reasons[series])
+                    ax.set_title(LABELS[series])
                 else:
                     parts.append(_draw_bins(ax, deviations, series, limit))
                     ax.set_title(titles[series])
@@ -191,7 +192,7 @@ class BandSmallVariability(Figure):
             true = curves["true"]
             for series in curves.columns.intersection(list(settings.models)):
                 left = ((curves[series] - true) ** 2).sum() / ((true - true.mean()) ** 2).sum()
-                sentences.append(f"{LABELS[series]} decodes the mean course around a push with R² {1 - left:.2f}.")
+                sentences.append(f"{LABELS[series]} decodes the mean course around a push with R² {1 - left:.3f}.")
         return " ".join(sentences)
 
 

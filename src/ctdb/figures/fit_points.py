@@ -1,11 +1,13 @@
 """Scores of chosen models as points of a figure, one per fit, which figures of LFADS and BAND share."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from ctdb.errors import MissingError
 from ctdb.figures.base import scores_in
@@ -136,6 +138,12 @@ def draw_published(ax: Axes, at: float, rows: pd.DataFrame) -> None:
     """Published values beside the place `at`."""
     if len(rows):
         ax.plot(np.full(len(rows), at + 0.38), rows["published"], **PUBLISHED)
+
+
+def say_below(canvas: Canvas, reasons: Iterable[str]) -> None:
+    """Write below all panels why something is missing from them."""
+    if words := "; ".join(dict.fromkeys(reasons)):
+        canvas.supxlabel(textwrap.fill(f"Missing: {words}.", 180), fontsize=5, color="0.35")
 
 
 def difference_between(table: pd.DataFrame, metric: str, above: str = "band", below: str = "lfads") -> pd.Series:
