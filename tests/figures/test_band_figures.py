@@ -573,7 +573,7 @@ def test_lines_go_through_means_and_failed_fits_are_crosses(factors):
 
 def test_other_sweeps_are_neither_needed_nor_drawn(factors):
     factors.fit("some", "plain", 0, AGAINST, sweep={"dropout_rate": 0.1})
-    factors.fit("some", "plain", 0, AGAINST, sweep={"dropout_rate": 0.1, "fac_dim": 3})
+    factors.fit("some", "plain", 0, AGAINST, sweep={"fac_dim": 3, "gen_dim": 8})
     _, _, needs = factors.needs("band_factors", **factors.options)
     labels = {need[2] for need in needs if len(need) == 4}
     assert labels == {f"{model}{point}" for model in MODELS.values() for point in ("", "@fac_dim=3", "@fac_dim=32")}
