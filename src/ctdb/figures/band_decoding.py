@@ -150,7 +150,8 @@ class BandDecoding(Figure):
         for series in ("band", "lfads", "ridge_on_spikes", "condition_mean", "behavior_shuffled", "neurons_shuffled"):
             rows = ours[(ours["series"] == series) & (ours["metric"] == "behavior_r2")]
             if len(rows):
-                sentences.append(f"{ROWS[series]}: R² {told(rows)}.")
+                of = "data sets" if rows["seed"].isna().all() else "fits"
+                sentences.append(f"{ROWS[series]}: R² {told(rows, of)}.")
         difference = difference_between(ours, "behavior_r2")
         if len(difference):
             above = int((difference > 0).sum())

@@ -145,6 +145,7 @@ def _own_size(settings: BandFactorsSettings, files: Mapping[Need, str], model: s
 
 
 def _draw(ax: Axes, settings: BandFactorsSettings, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    said = []
     for series in settings.models:
         colour, marker = LOOKS[series]
         own = rows[rows["series"] == series].astype({"value": float})
@@ -155,9 +156,10 @@ def _draw(ax: Axes, settings: BandFactorsSettings, rows: pd.DataFrame, theirs: p
         bottom = {"transform": ax.get_xaxis_transform(), "ls": "none", "marker": "x", "ms": 4, "color": colour}
         ax.plot(failed["x"], np.full(len(failed), 0.03), **bottom)
         if words := counted(own):
-            above = 3 + 7 * (series == "band")
-            at_corner = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "fontsize": 5}
-            ax.annotate(f"{LABELS[series]}: {words}", (1, 0), (0, above), **at_corner, color=colour)
+            said.append(f"{LABELS[series]}: {words}")
+    above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "fontsize": 5}
+    ax.annotate("; ".join(said), (0.5, 1), (0, 3), **above)
+    ax.set_title(PANELS[rows["metric"].iloc[0]], pad=11 if said else None)
     ax.plot(theirs["x"], theirs["value"], **PUBLISHED)
     ax.set_xscale("log")
     values = sorted({*rows["x"], *theirs["x"]})

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure as Canvas
 from ctdb.errors import MissingError
 from ctdb.figures.base import scores_in
 from ctdb.figures.planned import Need, Planned
-from ctdb.figures.published import STYLE as PUBLISHED
 from ctdb.figures.score_table import report_split
 
 LABELS = {"lfads": "LFADS", "band": "BAND"}
@@ -98,20 +97,6 @@ def why_missing(files: Mapping[Need, str], datasets: Iterable[str], model: str) 
     return f"no fit of {model!r}"
 
 
-def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean and range over fits, and how many of them have a score."""
-    grouped = rows.astype({"value": float}).groupby(by, sort=False)["value"]
-    return pd.DataFrame(
-        {
-            "mean": grouped.mean(),
-            "low": grouped.min(),
-            "high": grouped.max(),
-            "n_ok": grouped.count(),
-            "n": grouped.size(),
-        }
-    ).reset_index()
-
-
 def counted(rows: pd.DataFrame) -> str:
     """How many fits have a score, if that is not all of them."""
     n_ok, n = int(rows["value"].notna().sum()), len(rows)
@@ -132,12 +117,6 @@ def draw_column(ax: Axes, at: float, rows: pd.DataFrame, colour: str, marker: st
         ax.plot([at - 0.28, at + 0.28], [good.mean()] * 2, color=colour, lw=1.4)
     if words := counted(rows):
         ax.annotate(words, (at, 0), (0, 2), ("data", "axes fraction"), "offset points", ha="center", fontsize=5)
-
-
-def draw_published(ax: Axes, at: float, rows: pd.DataFrame) -> None:
-    """Published values beside the place `at`."""
-    if len(rows):
-        ax.plot(np.full(len(rows), at + 0.38), rows["published"], **PUBLISHED)
 
 
 def say_below(canvas: Canvas, reasons: Iterable[str]) -> None:
@@ -161,13 +140,13 @@ def named(datasets: Sequence[str]) -> str:
     return f"{first} and {len(others)} more" if others else first
 
 
-def told(rows: pd.DataFrame, digits: int = 3) -> str:
-    """Mean of some scores in words, with their range and how many there are."""
+def told(rows: pd.DataFrame, of: str = "fits") -> str:
+    """Mean of some scores in words, with their range and how many there are, which are those `of` what."""
     good = rows["value"].dropna().astype(float)
     if good.empty:
-        return f"no score of {len(rows)} fits"
-    text = f"{good.mean():.{digits}f}"
+        return f"no score of {len(rows)} {of}"
+    text = f"{good.mean():.3f}"
     if len(good) > 1:
-        text += f" ({good.min():.{digits}f} to {good.max():.{digits}f} over {len(good)} fits"
+        text += f" ({good.min():.3f} to {good.max():.3f} over {len(good)} {of}"
         return text + (f" of {len(rows)})" if len(good) < len(rows) else ")")
-    return text + (f" (1 of {len(rows)} fits)" if len(rows) > 1 else "")
+    return text + (f" (1 of {len(rows)} {of})" if len(rows) > 1 else "")
