@@ -16,8 +16,8 @@ from ctdb.settings import Count, Settings
 
 NOTICE_S = 120
 """Time before its time limit at which a job is told, so that it can write a checkpoint."""
-LONGEST_LOOK_S = 180
-"""Snakemake's executor asks for the states of jobs at least so often."""
+LONGEST_LOOK_S = 240
+"""Snakemake's executor asks for the states of jobs at least so often: every 180 s, and an answer may take a minute."""
 
 
 class Partition(Settings):
