@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctdb import interruption
 from ctdb.errors import CtdbError
-from ctdb.files import beside_run, claim, leave_if_orphaned
+from ctdb.files import LOOK_S, beside_run, claim, leave_if_orphaned
 
 
 @contextlib.contextmanager
@@ -57,4 +57,4 @@ def job(log: str, threads: int) -> Iterator[None]:
 def _watch_run() -> None:
     while True:
         leave_if_orphaned()
-        time.sleep(0.5 if beside_run() else 30)
+        time.sleep(0.5 if beside_run() else LOOK_S)
