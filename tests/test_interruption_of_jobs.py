@@ -131,7 +131,12 @@ def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_pat
 HOLD = """
 import sys
 from ctdb.workflow import hold_results
-if sys.argv[2] == "unlocked":
+if "unlinked" in sys.argv[2]:
+    import os
+    def link(*_):
+        raise PermissionError(1, "Operation not permitted")
+    os.link = link
+if "unlocked" in sys.argv[2]:
     import fcntl
     def flock(*_):
         raise OSError(37, "No locks available")
@@ -171,7 +176,7 @@ def hold(tmp_path):
         process.wait()
 
 
-@pytest.mark.parametrize("locks", ["", "unlocked"])
+@pytest.mark.parametrize("locks", ["", "unlocked", "unlocked, unlinked"])
 def test_one_run_at_a_time_holds_the_results(hold, tmp_path, locks):
     first, said = hold(locks=locks)
     assert said == "held"
@@ -210,23 +215,53 @@ def test_a_run_that_ends_leaves_the_owner_file_of_another_alone(hold, tmp_path):
     assert (tmp_path / "results/.owner").read_text() == "{}"
 
 
-def test_jobs_of_a_killed_run_keep_the_results(hold, tmp_path):
+def test_an_owner_file_that_says_nothing_is_told(hold, tmp_path):
+    (tmp_path / "results").mkdir()
+    for text in ("", "{}", "[1]"):
+        (tmp_path / "results/.owner").write_text(text)
+        _, said = hold()
+        assert "results/.owner: cannot be read" in said
+        assert "remove the file" in said
+        assert "Traceback" not in said
+
+
+def test_jobs_that_outlive_a_run_keep_the_results(hold, tmp_path, queue):
+    """Cancelled jobs take some seconds to end."""
+    first, _ = hold("ctdb_1", **queue)
+    (tmp_path / "queue").write_text("11\n")
+    first.communicate("")
+    assert first.returncode == 0
+    assert "1 of its Slurm jobs are not (11)" in hold("ctdb_2", **queue)[1]
+    (tmp_path / "queue").write_text("")
+    second, said = hold("ctdb_1", **queue)
+    assert said == "held"
+    second.communicate("")
+    assert not (tmp_path / "results/.owner").exists()
+
+
+@pytest.fixture
+def queue(tmp_path) -> dict[str, str]:
+    """Environment with a stand-in for squeue, which says what is in a file."""
     fake = tmp_path / "bin/squeue"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\n[ "$2" = --name=ctdb_1 ] && cat "$QUEUE"\n')
     fake.chmod(0o755)
-    here = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "QUEUE": str(tmp_path / "queue")}
+    (tmp_path / "queue").write_text("")
+    return {"PATH": f"{fake.parent}:{os.environ['PATH']}", "QUEUE": str(tmp_path / "queue")}
+
+
+def test_jobs_of_a_killed_run_keep_the_results(hold, tmp_path, queue):
     (tmp_path / "queue").write_text("11\n12\n")
     first, _ = hold("ctdb_1")
     first.kill()
     first.wait()
     for run in ("ctdb_2", ""):  # on the cluster or here
-        _, said = hold(run, **here)
+        _, said = hold(run, **queue)
         assert "2 of its Slurm jobs are not (11, 12)" in said
         assert "`scancel --name=ctdb_1`" in said
-    assert "Slurm does not answer" in hold(QUEUE="", PATH=str(fake.parent / "none"))[1]
+    assert "Slurm does not answer" in hold(QUEUE="", PATH=str(tmp_path / "none"))[1]
     (tmp_path / "queue").write_text("")
-    assert hold("ctdb_2", **here)[1] == "held"
+    assert hold("ctdb_2", **queue)[1] == "held"
 
 
 def test_results_that_cannot_be_made_are_told(tmp_path):
