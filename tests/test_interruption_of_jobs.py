@@ -10,6 +10,7 @@ import time
 import pytest
 
 from ctdb.workflow import hold_results
+from project import lay_out
 
 ELSEWHERE = {"CTDB_RUN": "another-machine:1:", "SLURM_JOB_ID": "7"}
 
@@ -85,6 +86,38 @@ def test_what_is_no_training_stops_at_once(tmp_path):
     assert not (tmp_path / "done").exists()
 
 
+def test_the_snakemake_of_a_job_hands_the_signal_on(tmp_path):
+    """With control groups, Slurm tells nobody else."""
+    project = lay_out(tmp_path / "project")
+    project.edit("config.yaml", "max_epochs: 4, batch_size: 8", "max_epochs: 100000, batch_size: 8")
+    assert project.run("results/datasets/mine.h5").returncode == 0
+    project.environment |= ELSEWHERE
+    fit = "results/fits/mine/sae_gru/seed0"
+    command = project.command(f"{fit}/output.h5", "--mode", "remote", "--force-use-threads")
+    run = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE)
+    log = project.folder / "results/logs/fits/mine/sae_gru/seed0.log"
+    wait_for(project.folder / fit / "checkpoint/last.ckpt", run)
+    run.send_signal(signal.SIGTERM)
+    try:
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+    assert "told to stop (SIGTERM" in log.read_text()
+
+
+@pytest.mark.parametrize(("state", "again"), [("PreemptTime=2026-01-01T00:00:00", True), ("PreemptTime=None", False)])
+@pytest.mark.parametrize("body", ["import time; open('ready', 'w'); time.sleep(60)", TRAINING.format(slow=True)])
+def test_a_preempted_job_is_queued_again(tmp_path, body, state, again):
+    """Slurm counts one that ends in its grace time as failed."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> asked\necho "JobState=RUNNING {state}"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    process = start(tmp_path, body, PATH=f"{tmp_path}:{os.environ['PATH']}", **ELSEWHERE)
+    wait_for(tmp_path / "ready", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1
+    assert (tmp_path / "asked").read_text().split("\n")[:-1] == ["show job 7", *(["requeue 7"] if again else [])]
+
+
 WRITER = """
     import time
     from pathlib import Path
@@ -131,6 +164,7 @@ def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_pat
 HOLD = """
 import sys
 from ctdb.workflow import hold_results
+from project import lay_out
 if "unlinked" in sys.argv[2]:
     import os
     def link(*_):

@@ -175,7 +175,7 @@ def _give_name(fresh: Path, owner: Path, text: str) -> None:
 def _refuse_living(owner: Path, locked: bool) -> None:
     try:
         last = json.loads(owner.read_text())
-        last["host"], last["process"], last["slurm"]
+        run, place = last["slurm"], f"process {last['process']} on {last['host']}"
     except (ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{owner}: cannot be read, so whether another run is at work in {owner.parent} is not known; make sure "
@@ -185,7 +185,6 @@ def _refuse_living(owner: Path, locked: bool) -> None:
         raise ConfigError(
             f"another run (process {last['process']}) is at work in {owner.parent}; wait for it, or stop it"
         )
-    run, place = last["slurm"], f"process {last['process']} on {last['host']}"
     if last["host"] != os.uname().nodename:
         jobs = f" and its jobs are too (`squeue --name={run}`)" if run else ""
         raise ConfigError(

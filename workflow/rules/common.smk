@@ -1,7 +1,11 @@
 # The checked plan of the configuration file, and the names that the rules share.
 
+import os
 import sys
 
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+from ctdb import interruption
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
@@ -17,6 +21,9 @@ try:
     )
 except CtdbError as error:
     sys.exit(f"error: {error}")
+
+if "CTDB_RUN" in os.environ:  # this is the Snakemake of one job
+    JobScheduler.exit_gracefully = interruption.passed_on(JobScheduler.exit_gracefully)
 
 
 onstart:
