@@ -164,7 +164,6 @@ def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_pat
 HOLD = """
 import sys
 from ctdb.workflow import hold_results
-from project import lay_out
 if "unlinked" in sys.argv[2]:
     import os
     def link(*_):

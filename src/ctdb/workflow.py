@@ -112,7 +112,8 @@ def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
     command simply runs again. (Snakemake's own lock, which the profiles switch off, outlives a killed run and must be
     removed by hand.) Locks need not reach other machines on a shared file system (on NFS they may not, and fail
     silently), but a name is given once: an owner file keeps out runs on other machines, and tells which jobs of a
-    killed run a cluster may still hold. It is removed when this process ends, unless it is killed or jobs of a cluster are still at work.
+    killed run a cluster may still hold. It is removed when this process ends, unless it is killed or jobs of a cluster
+    are still at work.
 
     Jobs learn which process they belong to. Those on this machine end themselves when it is gone; those of a cluster
     go on.
