@@ -18,6 +18,7 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     figure,
     interactive,
     reproduction,
+    ibl_synthetic,
 
 
 rule all:

@@ -106,6 +106,30 @@ def test_a_refusal_says_what_why_and_where(slurm):
 
 
 @pytest.mark.parametrize(
+    ("partition", "minutes", "limit"),
+    [
+        ("cpu", 60, None),
+        ("cpu", 61, 60),
+        (None, 61, 60),
+        ("gpu", 1500, None),
+        ("gpu", 1501, 1500),
+        ("old", 10**6, None),
+    ],
+)
+def test_a_job_that_its_partition_would_never_start_is_refused(slurm, partition, minutes, limit):
+    """Slurm takes it where EnforcePartLimits is NO, as by default, and says nothing."""
+    slurm(sinfo="old|infinite|4|8000|(null)\ncpu*|1:00:00|4|8000|(null)\ngpu|1-01:00:00|4|8000|gpu:a:2\n")
+    jobs = {"fit a": JOB | {"slurm_partition": partition, "runtime": minutes}}
+    if limit is None:
+        check(jobs, "squeue", "site.yaml")
+    else:
+        with pytest.raises(
+            ClusterError, match=rf"its partition allows {limit} minutes \(set max_minutes\).*site.yaml$"
+        ):
+            check(jobs, "squeue", "site.yaml")
+
+
+@pytest.mark.parametrize(
     ("status_command", "cluster", "expected"),
     [
         ("sacct", {"accounts": "none"}, r"is sacct, but this cluster keeps no accounts; set it to squeue$"),

@@ -118,6 +118,21 @@ def test_a_preempted_job_is_queued_again(tmp_path, body, state, again):
     assert (tmp_path / "asked").read_text().split("\n")[:-1] == ["show job 7", *(["requeue 7"] if again else [])]
 
 
+@pytest.mark.parametrize(
+    ("environment", "seen"),
+    [
+        (ELSEWHERE, ""),
+        (ELSEWHERE | {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
+        (ELSEWHERE | {"SLURM_STEP_GPUS": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_a_job_of_a_cluster_sees_no_gpu_that_it_was_not_given(tmp_path, environment, seen):
+    body = "import os; open('seen', 'w').write(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    assert start(tmp_path, body, **environment).wait(60) == 0
+    assert (tmp_path / "seen").read_text() == repr(seen)
+
+
 WRITER = """
     import time
     from pathlib import Path

@@ -27,6 +27,7 @@ def job(log: str, threads: int) -> Iterator[None]:
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    _hide_gpus_not_granted()
     terminal = os.dup(2)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", buffering=1) as file:
@@ -52,6 +53,14 @@ def job(log: str, threads: int) -> Iterator[None]:
             except OSError:  # the disk that holds the log is full
                 os.write(terminal, text.encode())
             os._exit(1)  # closing the log in the usual way would fail on a full disk, and hide the message
+
+
+def _hide_gpus_not_granted() -> None:
+    """On a node of a cluster, see no GPU that Slurm has not given to this job; not every cluster sees to it itself."""
+    granted = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+    on_cluster = "CTDB_RUN" in os.environ and not beside_run()
+    if on_cluster and not any(os.environ.get(name) for name in granted):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _watch_run() -> None:
