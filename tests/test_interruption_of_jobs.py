@@ -158,6 +158,18 @@ def test_an_attempt_given_up_for_lost_does_not_write_over_its_successor(tmp_path
     assert "another attempt has taken over" in (tmp_path / "job.log").read_text()
 
 
+def test_a_training_given_up_for_lost_does_not_write_over_the_checkpoint_of_its_successor(tmp_path):
+    process = start(tmp_path, TRAINING.format(slow=True), CTDB_CHECKPOINT_SECONDS="0", **ELSEWHERE)
+    checkpoint = tmp_path / "out/checkpoint/last.ckpt"
+    wait_for(checkpoint, process)
+    (tmp_path / "job.log.job").write_text("another node")
+    time.sleep(0.2)
+    checkpoint.write_text("of the successor")
+    assert process.wait(60) == 1
+    assert checkpoint.read_text() == "of the successor"
+    assert "another attempt has taken over" in (tmp_path / "job.log").read_text()
+
+
 def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
