@@ -79,7 +79,8 @@ class CtdFig4(Figure):
     Top: valid loss of each network, in units of its first, and success; the dotted line is the first epoch in which
     success is as high as the dashed one. Below, a row per task: true states in their first principal components, and
     those of a GRU, LFADS and a linear system, carried over by regression; then the scores of every fit, beside
-    published ones (a cross at the bottom counts fits without a score). State R² is by regression from true to inferred
+    published ones, which have a bar where it is stated how far off ours still counts as reproduced. A cross at the
+    bottom is a model with fits without a score, with how many have one. State R² is by regression from true to inferred
     states, co-bps over the neurons that CtDB took.
     """
 
