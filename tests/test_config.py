@@ -580,6 +580,27 @@ def test_datasets_and_figures_may_name_a_variant_of_the_task(written):
     assert (variants["step"]["n_trials"], variants["slow"]["n_trials"]) == (20, 1000)
 
 
+LEARNING = "{kind: ctd_fig4, nbff: {dataset: spikes, models: {gru: linear}, network: gru, network_seed: 3}}"
+
+
+def test_a_figure_may_need_how_a_network_learned(written):
+    plan = load(written(("{kind: task_performance, network: gru}", LEARNING)))
+    assert ["network_history", "gru", 3] in plan["figures"]["task"]["needs"]
+    wrong = LEARNING.replace("network: gru", "network: gro")
+    told = problem(written(("{kind: task_performance, network: gru}", wrong)))
+    assert "figures.task.network: no network is called 'gro'; did you mean 'gru'?" in told
+
+
+def test_a_figure_of_the_paper_without_some_fits_is_planned_and_says_which(written):
+    absent = LEARNING.replace("gru: linear", "gru: linear, lds: sae").replace("dataset: spikes", "dataset: mine")
+    figure = load(written(("{kind: task_performance, network: gru}", absent)))["figures"]["task"]
+    lacks = {tuple(need): reason for need, reason in figure["missing"]}
+    assert set(lacks) == {("fit", "mine", "sae", 0), ("scores", "mine", "sae", 0)}
+    assert all("no model fitted to 'mine' is called 'sae'" in reason for reason in lacks.values())
+    told = problem(written(("{kind: task_performance, network: gru}", LEARNING.replace("gru: linear", "gru: linaer"))))
+    assert "no model fitted to 'spikes' is called 'linaer'; did you mean 'linear'?" in told
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [

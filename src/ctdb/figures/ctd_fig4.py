@@ -1,6 +1,7 @@
 """Canonical fits: how the networks learned, what the fits make of their states, and scores beside published ones."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -27,8 +28,8 @@ from ctdb.figures.base import (
 from ctdb.figures.latents import trajectories_of, true_trajectories
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.principal import limits_of, principal_space
+from ctdb.figures.published import NOTHING, comparison
 from ctdb.figures.published import STYLE as PUBLISHED
-from ctdb.figures.published import comparison
 from ctdb.figures.score_table import report_split
 from ctdb.settings import Count, Seed, Settings
 
@@ -78,7 +79,8 @@ class CtdFig4(Figure):
     Top: valid loss of each network, in units of its first, and success; the dotted line is the first epoch in which
     success is as high as the dashed one. Below, a row per task: true states in their first principal components, and
     those of a GRU, LFADS and a linear system, carried over by regression; then the scores of every fit, beside
-    published ones (a cross at the bottom counts fits without a score). State R² is by regression from true to inferred
+    published ones, which have a bar where it is stated how far off ours still counts as reproduced. A cross at the
+    bottom is a model with fits without a score, with how many have one. State R² is by regression from true to inferred
     states, co-bps over the neurons that CtDB took.
     """
 
@@ -143,19 +145,17 @@ class CtdFig4(Figure):
     @staticmethod
     def reproduction(settings: CtdFig4Settings, files: Files) -> pd.DataFrame:
         """Scores of all fits, and the epochs in which tasks were solved, beside the published ones."""
-        rows = [{"series": "", "x": "", "metric": "", "value": np.nan, "dataset": "", "model": ""}]
+        rows = []
         for name, task in settings.tasks():
-            scores = _scores(task, files)
-            for row in scores.itertuples():
-                own = {"series": f"{name}_{row.role_of_model}", "x": name, "metric": row.metric, "value": row.value}
-                rows.append({**own, "dataset": task.dataset, "model": row.model})
-            try:
+            with suppress(MissingError):
+                for row in _scores(task, files).itertuples():
+                    own = {"series": f"{name}_{row.role_of_model}", "x": name, "metric": row.metric, "value": row.value}
+                    rows.append({**own, "dataset": task.dataset, "model": row.model})
+            with suppress(MissingError):
                 epoch = _solved(_history(task, files), settings.solved)
-            except MissingError:
-                continue
-            own = {"series": f"{name}_network", "x": name, "metric": "epochs_to_solve", "value": epoch}
-            rows.append({**own, "dataset": "", "model": ""})
-        return comparison("ctd_fig4", pd.DataFrame(rows))
+                own = {"series": f"{name}_network", "x": name, "metric": "epochs_to_solve", "value": epoch}
+                rows.append({**own, "dataset": "", "model": ""})
+        return comparison("ctd_fig4", pd.DataFrame(rows) if rows else NOTHING)
 
 
 def _history(task: Canonical | None, files: Files) -> pd.DataFrame:
@@ -171,14 +171,13 @@ def _solved(history: pd.DataFrame, success: float) -> float:
 
 
 def _scores(task: Canonical, files: Files) -> pd.DataFrame:
-    """Scores of the fits of a task that there are, with the role of each model."""
-    try:
-        table = scores_in(files, task.dataset)
-    except MissingError:
-        return pd.DataFrame(columns=["role_of_model", "model", "metric", "value", "seed"])
+    """Scores of the fits of a task that there are, with the role of each model; MissingError if there are none."""
+    table = scores_in(files, task.dataset)
     roles = {model: role for role, model in task.models.items()}
     chosen = (table["role"] == "fit") & (table["split"] == report_split(table)) & (table["session"].fillna("") == "")
     chosen &= table["model"].isin(list(roles)) & table["metric"].isin(list(METRICS))
+    if not chosen.any():
+        raise MissingError(f"{', '.join(METRICS)} of these fits; add them to `scores`")
     table = table.loc[chosen, ["model", "metric", "value", "seed"]]
     return table.assign(role_of_model=table["model"].map(roles))
 
@@ -273,13 +272,13 @@ def _draw_scores(
     canvas: Canvas, cell: SubplotSpec, name: str, task: Canonical, compared: pd.DataFrame, files: Files
 ) -> list[pd.DataFrame]:
     """A point per fit and metric, and the published value beside it."""
-    scores = _scores(task, files)
+    try:
+        scores = _scores(task, files)
+    except MissingError as error:
+        say_missing(canvas.add_subplot(cell), error)
+        return []
     parts = cell.subgridspec(1, 3, wspace=0.42, width_ratios=(0.1, 2.3, 0.85))
     left, right = canvas.add_subplot(parts[1]), canvas.add_subplot(parts[2])
-    if scores.empty:
-        say_missing(left, MissingError("scores of these fits"))
-        right.set_axis_off()
-        return []
     for metric in METRICS:
         ax = right if metric == "co_bps_ctd" else left
         middle = list(METRICS).index(metric) if ax is left else 0
