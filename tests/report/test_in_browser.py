@@ -229,7 +229,10 @@ def test_a_plot_turns_by_mouse_and_by_buttons_and_shows_one_system(reader):
     assert reader.wait(f"const seen = (() => {{ {visible} }})(); return seen[0] === false && seen") == [False, True]
     reader.choose("space-figure", "states")
     reader.wait("return document.getElementById('space-status').textContent.includes('true states in space')")
-    assert len(reader.driver.find_elements("css selector", "#plot .main-svg")) > 0
+    assert reader.run("return document.getElementById('space-system').checkVisibility()")
+    reader.choose("space-figure", "near")
+    reader.wait("return document.getElementById('space-status').textContent === 'near'")
+    assert not reader.run("return document.getElementById('space-system').checkVisibility()")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
