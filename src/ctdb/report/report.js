@@ -115,7 +115,7 @@ function data(DataTable, details) {
 function space() {
   const plot = byId("plot"), figures = byId("space-figure"), systems = byId("space-system"), status = byId("space-status");
   let drawn = null;
-  const start = { x: 1.15, y: 1.15, z: 1.0 };
+  const start = { x: 1.3, y: 1.3, z: 1.0 };
 
   async function draw() {
     const name = figures.value;
