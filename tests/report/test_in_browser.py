@@ -1,5 +1,6 @@
 """The report in headless Chromium, as a reader opens it: from a file, without a network."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,7 +38,8 @@ def chromium() -> dict[str, str]:
             ["update", "-qq"],
             ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"],
         ):
-            subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=300)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=180)
     if len(programs()) < 2:
         pytest.skip("Chromium and chromedriver are not installed, and cannot be: install them to test the report")
     return programs()
