@@ -149,6 +149,11 @@ def test_what_it_cost_is_added_up_without_the_report_itself(parsed):
     assert [page.duration(hours) for hours in (0.0, 59 / 3600, 0.5, 1.0)] == ["0.0 s", "59.0 s", "30.0 min", "1.0 h"]
 
 
+def test_numbers_are_written_as_they_are_read():
+    assert [page.number(value) for value in (0.12349, -0.5, -0.0004, None, float("nan"))] == ["0.123", "−0.500", "0.000", "–", "–"]  # fmt: skip
+    assert page.number(1.23456, 4) == "1.2346"
+
+
 def test_failures_tell_why(parsed):
     rows = parsed.rows("trainings that did not end well")[1:]
     assert rows[0][:4] == ["network gru", "flip", "0", "missing"]

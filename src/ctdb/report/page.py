@@ -223,7 +223,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number in a table, with a true minus; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}"
+    return (text if float(text) else text.removeprefix("-")).replace("-", "−")
 
 
 def date(seconds: float) -> str:
