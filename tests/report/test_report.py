@@ -108,6 +108,9 @@ def test_a_score_has_a_line_from_floor_to_ceiling(made):
     assert rows["sae_gru"].cells["poisson_nll"].share == pytest.approx((0.15 - 0.5) / (0.05 - 0.5))
     assert rows["lds"].cells["rate_r2"].share == 0
     assert rows["ceiling_true_rates"].cells["rate_r2"].share == 1
+    own_units = made_up_run.scores(plan).replace({"metric": {"rate_r2": "fixed_point_distance"}})
+    (row,) = [row for row in leaderboard.rows(leaderboard.table(plan, own_units)) if row.model == "lds"]
+    assert np.isnan(row.cells["fixed_point_distance"].share)
 
 
 def test_the_best_fit_of_a_dataset_stands_between_its_floor_and_ceiling(parsed):
