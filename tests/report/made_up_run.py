@@ -73,6 +73,8 @@ def make(folder: Path) -> tuple[dict, str]:
         figure(out, name)
     for name, label in (("states", "true states"), ("points", "truth")):
         space(label).write_json(out / f"figures/{name}.json")
+    plain = go.Figure(go.Scatter3d(x=[0, 1], y=[0, 1], z=[0, 1], mode="markers"))  # of a figure that offers no choice
+    plain.write_json(out / "figures/near.json")
     return plan, text
 
 

@@ -108,6 +108,9 @@ def test_a_score_has_a_line_from_floor_to_ceiling(made):
     assert rows["sae_gru"].cells["poisson_nll"].share == pytest.approx((0.15 - 0.5) / (0.05 - 0.5))
     assert rows["lds"].cells["rate_r2"].share == 0
     assert rows["ceiling_true_rates"].cells["rate_r2"].share == 1
+    own_units = made_up_run.scores(plan).replace({"metric": {"rate_r2": "fixed_point_distance"}})
+    (row,) = [row for row in leaderboard.rows(leaderboard.table(plan, own_units)) if row.model == "lds"]
+    assert np.isnan(row.cells["fixed_point_distance"].share)
 
 
 def test_the_best_fit_of_a_dataset_stands_between_its_floor_and_ceiling(parsed):
@@ -147,6 +150,11 @@ def test_what_it_cost_is_added_up_without_the_report_itself(parsed):
         ["train_network", "flip", "gru", "1", "36.0 s", "18.0 s", "–", "100"],
     ]
     assert [page.duration(hours) for hours in (0.0, 59 / 3600, 0.5, 1.0)] == ["0.0 s", "59.0 s", "30.0 min", "1.0 h"]
+
+
+def test_numbers_are_written_as_they_are_read():
+    assert [page.number(value) for value in (0.12349, -0.5, -0.0004, None, float("nan"))] == ["0.123", "−0.500", "0.000", "–", "–"]  # fmt: skip
+    assert page.number(1.23456, 4) == "1.2346"
 
 
 def test_failures_tell_why(parsed):

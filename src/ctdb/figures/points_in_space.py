@@ -17,8 +17,8 @@ MODES = 3
 def fixed_points_in_space(name: str, shown: Portraits) -> go.Figure:
     """Fixed points of a dataset's true system and of fits, one system at a time.
 
-    A point says what it is where the mouse rests; the table of the figure says the same. Small crosses beside a fit's
-    points are the true ones. ``layout.meta.choices`` names the systems, and which traces are each one's.
+    A point says what it is where the mouse rests; the table of the figure says the same. Small black diamonds beside a
+    fit's points are the true ones. ``layout.meta.choices`` names the systems, and which traces are each one's.
     """
     canvas, owners = go.Figure(), []
     for portrait in shown.systems:
@@ -42,7 +42,7 @@ def _traces(portrait: Portrait, truth: Portrait | None) -> list[go.Scatter3d]:
     trials = portrait.trajectories or [np.full((1, portrait.coordinates.shape[1]), np.nan)]
     traces = [lines(trials, "trajectories", {"color": "darkgrey", "width": 2})]
     if truth is not None and len(truth.points):
-        marker = {"symbol": "x", "size": 2, "color": "black"}
+        marker = {"symbol": "diamond", "size": 3, "color": "black"}
         traces.append(scatter(truth.coordinates, "true points", mode="markers", marker=marker))
     with mpl.style.context(STYLE):
         colours = {label: mpl.colors.to_hex(colour) for label, colour in COLOURS.items()}

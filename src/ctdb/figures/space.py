@@ -56,7 +56,7 @@ def laid_out(
     titles = [*space.labels[-len(space.share) :], "", ""]
     wider = [(low - MARGIN * (high - low), high + MARGIN * (high - low)) for low, high in limits]
     axes = {
-        f"{letter}axis": {"title": {"text": title}, "range": limit}
+        f"{letter}axis": {"title": {"text": title}, "range": limit, "showspikes": False}
         for letter, title, limit in zip("xyz", titles, [*wider, (-1, 1), (-1, 1)], strict=False)
     }
     return canvas.update_layout(

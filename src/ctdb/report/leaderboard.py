@@ -1,5 +1,6 @@
 """The leaderboard: every model of every dataset between floor and ceiling, and the best of each dataset."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import pandas as pd
 from ctdb.figures.score_table import (
     LABELS,
     MAIN,
+    OWN_UNITS,
     RANKING,
     ROLES,
     named_by_session,
@@ -23,12 +25,12 @@ COLUMNS = ["dataset", "task", "model", "role", "split", "metric", "mean", "low",
 """Of the long table. `n` counts the seeds that were planned (none for floor and ceiling), `n_ok` those whose fit went
 well and has the score."""
 SEEDS, TRIALS = "seeds", "bootstrap over trials"
-LOWER_IS_BETTER = frozenset({"poisson_nll", "fixed_point_distance", "lyapunov_max", "kaplan_yorke_dimension"})
-"""Scores whose first click sorts upwards; of the last two neither end is better."""
+LOWER_IS_BETTER = frozenset({"poisson_nll", "fixed_point_distance"})
+"""Scores whose first click sorts upwards."""
 
 
 class Cell(NamedTuple):
-    """A score of a row: mean, interval (NaN where there is none), and where it lies from floor (0) to ceiling (1)."""
+    """A score of a row: mean, interval, and where it lies from floor (0) to ceiling (1); NaN where there is none."""
 
     mean: float
     low: float
@@ -109,7 +111,7 @@ def rows(long: pd.DataFrame) -> list[Row]:
         for model in sorted(roles.index, key=lambda model, roles=roles: ROLES.index(roles[model])):
             mine = own[own["model"] == model]
             scored = {
-                one.metric: Cell(one.mean, one.low, one.high, share_of_ceiling(cells, roles, one.metric, one.mean))
+                one.metric: Cell(one.mean, one.low, one.high, _share(cells, roles, one.metric, one.mean))
                 for one in known[known["model"] == model].itertuples()
                 if np.isfinite(one.mean)
             }
@@ -126,6 +128,10 @@ def rows(long: pd.DataFrame) -> list[Row]:
                 )
             )
     return found
+
+
+def _share(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
+    return math.nan if metric in OWN_UNITS else share_of_ceiling(cells, roles, metric, value)
 
 
 def _in_words(mine: pd.DataFrame) -> str:

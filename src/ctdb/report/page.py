@@ -139,7 +139,7 @@ def figure_of(plan: Mapping[str, Any], name: str) -> Figure:
     caption = files["txt"].read_text().strip() if files["txt"].is_file() else ""
     table = files["csv"].read_text()
     space = json.loads(files["json"].read_text()) if files["json"].is_file() else None
-    if space is not None and "missing" in space["layout"]["meta"]:
+    if space is not None and "missing" in space.get("layout", {}).get("meta", {}):
         space = None
     n_rows = len(pd.read_csv(files["csv"], dtype=str))
     return Figure(*known, caption, *picture(files["png"]), data_uri(table), n_rows, space, "", lacks)
@@ -223,7 +223,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number in a table, with a true minus; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}"
+    return (text if float(text) else text.removeprefix("-")).replace("-", "−")
 
 
 def date(seconds: float) -> str:

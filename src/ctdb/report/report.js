@@ -115,7 +115,7 @@ function data(DataTable, details) {
 function space() {
   const plot = byId("plot"), figures = byId("space-figure"), systems = byId("space-system"), status = byId("space-status");
   let drawn = null;
-  const start = { x: 1.15, y: 1.15, z: 1.0 };
+  const start = { x: 1.3, y: 1.3, z: 1.0 };
 
   async function draw() {
     const name = figures.value;
@@ -126,12 +126,13 @@ function space() {
       script.textContent = embedded("source-plotly");
       document.head.append(script);
     }
-    const { data, layout } = embedded(`space-of-${name}`);
-    const { title, choices } = layout.meta;
+    const { data, layout = {} } = embedded(`space-of-${name}`);
+    const { title = name, choices = [] } = layout.meta ?? {};
+    systems.parentElement.hidden = choices.length === 0;
     systems.replaceChildren(...choices.map((choice, index) => new Option(choice.label, index)));
     plot.ariaLabel = `${title}; the numbers are in the data of the figure ${name}`;
     byId("space-data").href = `#figure-${name}`;
-    for (const [index, trace] of data.entries()) trace.visible = choices[0].visible[index];
+    for (const [index, trace] of data.entries()) trace.visible = choices[0]?.visible[index] ?? true;
     const quiet = { bgcolor: "rgba(0,0,0,0)", color: "#8b9098", activecolor: "#0b5a92" };
     layout.scene = { ...layout.scene, camera: { eye: start } };
     const own = { autosize: true, modebar: quiet, paper_bgcolor: "rgba(0,0,0,0)", uirevision: name, font: { family: getComputedStyle(document.body).fontFamily } };
