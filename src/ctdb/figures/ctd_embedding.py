@@ -49,8 +49,7 @@ class CtdEmbeddingSettings(FigureSettings):
 class CtdEmbedding(Figure):
     """One column per sweep and one row per score: the mean over seeds with their range, and other models on the right.
 
-    Hollow diamonds are means that CtDB published, for sizes that were not fitted here too. Rates may be found as well
-    by a model that is larger than the system behind them, while its states hold more than that system's.
+    Hollow diamonds are means that CtDB published; some are of sizes that were not fitted here.
     """
 
     Settings = CtdEmbeddingSettings
@@ -170,7 +169,7 @@ def _draw_panel(ax: Axes, table: pd.DataFrame, also: list[str]) -> None:
     """Points side by side: the sweep in order, joined by a line, and the other models after it."""
     swept = sorted({spelling(x) for x in table["x"] if spelling(x) not in ("node", "lds", "gru")}, key=float)
     others = [*also, *(x for x in dict.fromkeys(table["x"]) if x not in also and x in ("node", "lds", "gru"))]
-    places = {x: place for place, x in enumerate([*swept, *others])}
+    places = {x: place + 0.5 * (x in others) for place, x in enumerate([*swept, *others])}
     at = table.assign(place=table["x"].map(lambda x: places[spelling(x)]))
     good = at[(at["drawn"] == "fits") & np.isfinite(at["value"])]
     for is_swept, own in good.groupby(good["place"] < len(swept)):
@@ -180,6 +179,6 @@ def _draw_panel(ax: Axes, table: pd.DataFrame, also: list[str]) -> None:
     theirs = at[at["drawn"] == "published"]
     ax.plot(theirs["place"], theirs["value"], **STYLE)
     if others:
-        ax.axvline(len(swept) - 0.5, color="0.8", lw=0.6)
-    ax.set_xticks(range(len(places)), [text_of(float(x)) if x in swept else x for x in places])
+        ax.axvline(len(swept) - 0.25, color="0.8", lw=0.6)
+    ax.set_xticks(list(places.values()), [text_of(float(x)) if x in swept else x for x in places])
     ax.margins(0.08)
