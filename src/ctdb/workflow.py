@@ -1,5 +1,6 @@
 """What the Snakefile asks of ctdb: the plan, the code fingerprints of its rules, and one run at a time."""
 
+import ast
 import atexit
 import contextlib
 import fcntl
@@ -94,15 +95,19 @@ def code(repository: Path | str, script: str, *modules: str) -> str:
     return fingerprint(Path(repository) / "workflow/scripts" / script, *modules)
 
 
-def content_hash(*paths: Path | str) -> str:
-    """Hash of files that are not code, such as a figure style, for the params of the rules that read them."""
-    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()[:12]
+def content_hash(path: Path | str) -> str:
+    """Hash of a file that is not code, such as a figure style, for the params of the rules that read it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
-def figure_files(kind: str, module: str) -> list[Path]:
-    """Files whose text becomes part of a figure: its module, with its caption, and published numbers of its kind."""
+@functools.cache
+def figure_words(kind: str, module: str) -> str:
+    """Hash of words that become part of a figure and are not code: its docstring, and published numbers of its kind."""
     source = Path(importlib.util.find_spec(module).origin)
-    return [source, *sorted((source.parent / "published").glob(f"{kind}.*"))]
+    classes = (node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef))
+    words = [ast.get_docstring(node) or "" for node in classes]
+    words += [path.read_text() for path in sorted((source.parent / "published").glob(f"{kind}.*"))]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
 def hold_results(results: Path | str, slurm_run: str | None = None) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ctdb.figures import FIGURES, published
-from ctdb.figures.published import comparison, deviations, facts, reproduction, spelling
+from ctdb.figures.published import NOTHING, comparison, deviations, facts, reproduction, spelling
 
 CSV = """series,x,metric,value,spread,n,band,source,note
 node,3,rate_r2,0.849,0.004,5,0.02,run A,
@@ -64,6 +64,15 @@ def test_what_has_no_band_or_is_not_ours_is_neither_within_nor_without(compared)
     assert math.isnan(failed["ours"])
     assert failed["within"] is pd.NA
     assert failed["model"] == "lds_model"
+
+
+def test_with_nothing_of_ours_theirs_are_listed_all_the_same(some_kind):
+    table = comparison("some_kind", NOTHING)
+    assert table["published"].tolist() == [0.849, 0.88, 0.2, 0.24]
+    assert table["n"].tolist() == [0, 0, 0, 0]
+    assert table["ours"].isna().all()
+    assert table["within"].isna().all()
+    assert set(table["model"]) == {""}
 
 
 def test_equal_numbers_have_one_spelling():

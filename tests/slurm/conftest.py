@@ -1,6 +1,7 @@
 """A cluster for the tests of a file, and projects whose jobs go to it."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,14 @@ class ClusterProject(Project):
 
     def start(self, *arguments: str) -> subprocess.Popen:
         log = open(self.folder / "snakemake.log", "a")  # noqa: SIM115 -- the process's own
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background ignore
+        )
 
     def jobs(self, rule: str) -> list[dict[str, str]]:
         """What Slurm says of each job that it was given of a rule, in their order."""

@@ -58,7 +58,9 @@ def runs_again_at_once(project, job) -> None:
 
 def has_ended_well(project, run, expected) -> None:
     assert run.wait(590) == 0, (project.folder / "snakemake.log").read_text()
-    assert project.digests() == expected
+    digests = project.digests()
+    digests.pop(".owner", None)  # of a killed run, until another one has something to do
+    assert digests == expected
     assert [str(path) for path in (project.folder / "results").rglob("*.partial")] == []
     assert project.planned(TARGET) == {}
 

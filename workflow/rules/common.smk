@@ -34,6 +34,7 @@ RESULTS = PLAN["results"]
 FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
 MODULES = PLAN["modules"]
 NEEDS = Needs(PLAN)
+WHERE = {"path", "optional"}
 SITE = f"{workflow.basedir}/workflow/profiles/slurm/site.yaml"
 
 
@@ -141,7 +142,7 @@ def network_settings(wildcards):
 def dataset_settings(wildcards):
     """Settings of a dataset; where a file lies is an input and not a setting."""
     settings = PLAN["datasets"][wildcards.dataset]["settings"]
-    return {key: value for key, value in settings.items() if key not in {"path", "optional"}}
+    return {key: value for key, value in settings.items() if key not in WHERE}
 
 
 def recording_file(recording):
@@ -279,19 +280,22 @@ def fit_code(wildcards):
     return code("fit_dynamics.py", *network, *fit_of(wildcards)["modules"])
 
 
-def figure_source(figure):
-    """Hash of what a figure's caption and published numbers are written in, which its code's fingerprint leaves out."""
+def figure_words(figure):
+    """Hash of a figure's caption and published numbers, which the fingerprint of its code leaves out."""
     kind = PLAN["figures"][figure]["settings"]["kind"]
-    return ctdb_workflow.content_hash(*ctdb_workflow.figure_files(kind, MODULES["figures"][kind]))
+    return ctdb_workflow.figure_words(kind, MODULES["figures"][kind])
 
 
-def settings_behind():
-    """Settings behind each data set and model: of the task, where there is one, the data set and the model."""
+def settings_behind(figures):
+    """Settings behind each data set and model in figures: of the task, where there is one, the data set and the model."""
+    fits = {tuple(need[1:]) for figure in figures for need in PLAN["figures"][figure]["needs"] if len(need) == 4}
     behind = {}
-    for (dataset, model, _), fit in FITS.items():
+    for dataset, model, seed in sorted(fits & FITS.keys()):
         activity = activity_of(dataset)
         task = {"task": PLAN["tasks"][task_of(activity[0])]} if activity else {}
-        own = {"dataset": PLAN["datasets"][dataset]["settings"], "model": fit["spec"]}
+        of_dataset = PLAN["datasets"][dataset]["settings"].items()
+        own = {"dataset": {key: value for key, value in of_dataset if key not in WHERE}}
+        own["model"] = FITS[dataset, model, seed]["spec"]
         behind.setdefault(f"{dataset} {model}", task | own)
     return behind
 

@@ -22,7 +22,7 @@ rule figure:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
         missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
-        source=lambda wildcards: figure_source(wildcards.figure),
+        words=lambda wildcards: figure_words(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "figure.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
@@ -49,7 +49,7 @@ rule interactive:
         settings=lambda wildcards: PLAN["figures"][wildcards.figure]["settings"],
         needs=lambda wildcards: PLAN["figures"][wildcards.figure]["needs"],
         missing=lambda wildcards: PLAN["figures"][wildcards.figure]["missing"],
-        source=lambda wildcards: figure_source(wildcards.figure),
+        words=lambda wildcards: figure_words(wildcards.figure),
         style=STYLE,
         code=lambda wildcards: code(
             "interactive.py", MODULES["figures"][PLAN["figures"][wildcards.figure]["settings"]["kind"]]
@@ -72,8 +72,8 @@ rule reproduction:
         **needs("reproduction"),
     params:
         figures={figure: PLAN["figures"][figure] for figure in REPRODUCING},
-        behind=settings_behind(),
-        published=[figure_source(figure) for figure in REPRODUCING],
+        behind=settings_behind(REPRODUCING),
+        published=[figure_words(figure) for figure in REPRODUCING],
         code=code(
             "reproduction.py",
             *sorted({MODULES["figures"][PLAN["figures"][figure]["settings"]["kind"]] for figure in REPRODUCING}),

@@ -20,6 +20,8 @@ FOLDER = Path(__file__).with_name("published")
 KEYS = ["series", "x", "metric"]
 OURS = ["ours", "ours_low", "ours_high", "n"]
 THEIRS = ["published", "spread", "published_n"]
+NOTHING = pd.DataFrame({"series": "", "x": "", "metric": "", "value": 0.0, "dataset": "", "model": ""}, index=range(0))
+"""What :func:`comparison` takes where there is nothing of ours."""
 SettingsOf = Callable[[str, str], Mapping[str, Mapping[str, Any]]]
 COLUMNS = {
     "series": "string",
