@@ -112,7 +112,7 @@ class CtdEmbedding(Figure):
                 sentences.append(f"{sweep.model} on {sweep.dataset}, best by {sweep.key}: {', '.join(best)}.")
             counts = own.groupby("x")[["n", "n_fits"]].max().sum() if len(own) else None
             if counts is not None and counts["n"] < counts["n_fits"]:
-                sentences.append(f"{counts['n']} of its {counts['n_fits']} fits have scores.")
+                sentences.append(f"{counts['n']:.0f} of its {counts['n_fits']:.0f} fits have scores.")
         return " ".join(sentences)
 
     @staticmethod
