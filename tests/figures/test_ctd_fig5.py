@@ -58,21 +58,21 @@ def test_each_panel_has_a_point_per_fit_by_size_their_regression_and_the_publish
                 if line.get_marker() == "None" and len(line.get_xdata()) == 2 and line.get_lw() > 0.7
             ]
             points = {size: marked(ax, marker) for size, marker in MARKERS.items()}
-            seen.append((points, marked(ax, "D"), np.stack(line.get_data(), 1), ax.texts[0].get_text()))
+            links = [np.stack(own.get_data(), 1).tolist() for own in ax.lines if own.get_lw() == 0.5]
+            seen.append((points, marked(ax, "D"), links, np.stack(line.get_data(), 1), ax.texts[0].get_text()))
         return seen
 
     table, seen, said, _ = draw("ctd_fig5", files(rows), show, dataset="some", model="node")
     assert len(seen) == 4
-    for (points, diamonds, line, text), (i, j) in zip(seen, PANELS, strict=True):
+    for (points, diamonds, links, line, text), (i, j) in zip(seen, PANELS, strict=True):
         across, up = METRICS[i], METRICS[j]
         for size in MARKERS:
             np.testing.assert_allclose(points[size], sorted(own.loc[size, [across, up]].to_numpy().tolist()))
         means = theirs.pivot(index="x", columns="metric", values="value")[[across, up]]
         np.testing.assert_allclose(diamonds, sorted(means.to_numpy().tolist()))
         ours = own.groupby(level=0)[[across, up]].mean()
-        np.testing.assert_allclose(
-            links, [[ours.loc[size], means.loc[str(size)]] for size in (3, 64, 8)][::1], atol=1e-12
-        )
+        ties = [[means.loc[str(size)].tolist(), ours.loc[size].tolist()] for size in MARKERS]
+        np.testing.assert_allclose(sorted(links), sorted(ties))
         fit = scipy.stats.linregress(own[across], own[up])
         ends = np.array([own[across].min(), own[across].max()])
         np.testing.assert_allclose(line, np.stack([ends, fit.intercept + fit.slope * ends], 1))

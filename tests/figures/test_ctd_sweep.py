@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
+from ctdb.errors import MissingError
 from ctdb.figures import FIGURES
 from ctdb.figures.base import make
 from ctdb.figures.planned import Files, Planned
@@ -102,7 +103,9 @@ def test_only_sweeps_with_a_series_are_compared(files):
     row = compared.loc[("nbff_node", "8", "rate_r2")]
     assert row["ours"] == pytest.approx(np.mean([value("rate_r2", 8, seed) for seed in range(3)]))
     assert row["model"] == "node@latent_size=8"
-    assert (compared.loc["nbff_gru", "n"] == 0).all()
+    assert (compared.xs("nbff_gru")["n"] == 0).all()
+    with pytest.raises(MissingError, match="series"):
+        figure.reproduction(figure.Settings(kind="ctd_sweep", sweeps=SWEEPS[1:]), files())
 
 
 def test_what_is_missing_is_said_where_it_would_be(files):

@@ -222,11 +222,16 @@ class SwitchingLinearCell(Cell):
         """Share p of each linear system in what moves the state on."""
         return nn.functional.linear(state, self.mode_weight, self.mode_bias).softmax(1)
 
+    def moved_by_each(
+        self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
+    ) -> Float[Tensor, "trials modes states"]:
+        """Where each linear system alone would move the state."""
+        following = nn.functional.linear(state, self.weight_hh.flatten(0, 1), self.bias.flatten())
+        following = following + nn.functional.linear(input, self.weight_ih.flatten(0, 1))
+        return following.unflatten(1, (self.n_modes, self.n_states))
+
     def forward(
         self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
     ) -> Float[Tensor, "trials states"]:
         """Next state."""
-        following = nn.functional.linear(state, self.weight_hh.flatten(0, 1), self.bias.flatten())
-        following = following + nn.functional.linear(input, self.weight_ih.flatten(0, 1))
-        following = following.unflatten(1, (self.n_modes, self.n_states))
-        return (self.mode_shares(state)[:, :, None] * following).sum(1)
+        return (self.mode_shares(state)[:, :, None] * self.moved_by_each(input, state)).sum(1)
