@@ -360,3 +360,36 @@ def test_training_and_models_do_not_count_for_scores(counting_modules):
 def test_words_of_messages_and_logs_never_count(counting_modules):
     for found in counting_modules.values():
         assert not found & {"ctdb.errors", "ctdb.jobs", "ctdb.provenance"}
+
+
+TWICE = """
+import sys
+from ctdb import provenance
+provenance.remember_in(sys.argv[1])
+if len(sys.argv) > 3:  # a parse would be seen
+    provenance._read_source = None
+print(provenance.fingerprint(sys.argv[2], "ctdb.models.sae_gru"))
+"""
+
+
+def test_what_is_remembered_is_what_was_read(tmp_path):
+    """In processes of their own, the last one unable to parse anything."""
+    script = tmp_path / "script.py"
+    script.write_text("from ctdb import scores\n")
+
+    def told(*more: str) -> str:
+        command = [sys.executable, "-c", TWICE, str(tmp_path / "memory"), str(script), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    first = told()
+    assert first == fingerprint(script, "ctdb.models.sae_gru")
+    (kept,) = (tmp_path / "memory").glob("parsed-*.json")
+    assert told("no parsing") == first
+
+    script.write_text("from ctdb import registry\n")
+    second = told()
+    assert second == fingerprint(script, "ctdb.models.sae_gru") != first
+
+    kept.write_text("{")  # as a full disk may leave it
+    assert told() == second
+    assert told("no parsing") == second

@@ -6,13 +6,19 @@ static import closure. Comments, docstrings, formatting, file times and git chec
 """
 
 import ast
+import atexit
+import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from ctdb.errors import WriteError
+from ctdb.files import write_text
 
 REPORTING_ONLY = frozenset({"ctdb.errors", "ctdb.interruption", "ctdb.jobs", "ctdb.provenance"})
 """Modules that word messages, end jobs, open logs and take fingerprints. They cannot change a result."""
@@ -91,14 +97,44 @@ def _parsed(file: Path) -> _Parsed:
 
 @functools.cache
 def _parse(file: Path, _mtime: int, _size: int) -> _Parsed:
-    tree = ast.parse(file.read_text(), str(file))
+    source = file.read_bytes()
+    key = hashlib.sha256(source).hexdigest()
+    if key not in _known:
+        _known[key] = _Parsed(*_read_source(source, file))
+        _new.add(key)
+    return _known[key]
+
+
+_known: dict[str, _Parsed] = {}
+_new: set[str] = set()
+
+
+def remember_in(folder: Path | str) -> None:
+    """Keep what source files parse to in a file of this folder: every job's process asks for the same hundreds."""
+    own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    path = Path(folder) / f"parsed-{own}-{sys.version_info.major}.{sys.version_info.minor}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        kept = {key: _Parsed(*value) for key, value in json.loads(path.read_text()).items()}
+        _known.update({key: value for key, value in kept.items() if key not in _known})
+    atexit.register(_keep, path)
+
+
+def _keep(path: Path) -> None:
+    if _new:
+        with contextlib.suppress(WriteError):  # another process may be writing the same; it is only a shortcut
+            write_text(path, json.dumps(_known))
+
+
+def _read_source(source: bytes, file: Path) -> tuple[str, list[tuple[int, str, list[str]]]]:
+    """Hash and imports of a source file."""
+    tree = ast.parse(source, str(file))
     imports: list[tuple[int, str, list[str]]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [(0, alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imports.append((node.level, node.module or "", [alias.name for alias in node.names]))
-    return _Parsed(hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), imports)
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest(), imports
 
 
 def _text_hash(source: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ctdb import config, slurm
 from ctdb.errors import ConfigError, CtdbError
 from ctdb.files import read_yaml, write_error
-from ctdb.provenance import fingerprint
+from ctdb.provenance import fingerprint, remember_in
 
 STATE = Path(".snakemake/ctdb")
 _held: list[Any] = []
@@ -48,6 +48,7 @@ def plan(chosen: Sequence[Path | str], overrides: Mapping[str, Any], default: Pa
             "To change something, copy config/quick.yaml and edit the copy"
         )
     path = chosen[0] if chosen else default
+    remember_in(STATE)
     checked = config.load(path, cache=STATE)
     _refuse_unwritable(Path(checked["results"]), path)
     absent = _absent_files(checked, path)

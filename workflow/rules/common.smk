@@ -1,6 +1,7 @@
 # The checked plan of the configuration file, and the names that the rules share.
 
 import os
+import functools
 import sys
 from pathlib import Path
 
@@ -61,12 +62,17 @@ wildcard_constraints:
 def needs(rule):
     """Resources of a rule, as functions of the job and the attempt."""
 
+    @functools.cache  # asked for each resource of thousands of jobs
+    def of_job(attempt, *wildcards):
+        return NEEDS.of(rule, dict(wildcards), attempt, site())
+
     def resource(name):
-        return lambda wildcards, attempt: NEEDS.of(rule, wildcards, attempt, site())[name]
+        return lambda wildcards, attempt: of_job(attempt, *wildcards.items())[name]
 
     return {name: resource(name) for name in NAMES}
 
 
+@functools.cache
 def site():
     """What the user says of the cluster that jobs go to; None where they run on this machine."""
     if workflow.executor_plugin is None or workflow.executor_plugin.name not in ("slurm", "slurm-jobstep"):

@@ -72,8 +72,8 @@ rule reproduction:
         **needs("reproduction"),
     params:
         figures={figure: PLAN["figures"][figure] for figure in REPRODUCING},
-        behind=settings_behind(REPRODUCING),
-        published=[figure_words(figure) for figure in REPRODUCING],
+        behind=lambda wildcards: settings_behind(REPRODUCING),
+        published=lambda wildcards: [figure_words(figure) for figure in REPRODUCING],
         code=code(
             "reproduction.py",
             *sorted({MODULES["figures"][PLAN["figures"][figure]["settings"]["kind"]] for figure in REPRODUCING}),
