@@ -19,6 +19,7 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     interactive,
     reproduction,
     report,
+    ibl_synthetic,
 
 
 rule all:

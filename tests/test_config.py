@@ -205,6 +205,19 @@ def test_figures_of_dynamics_need_them_and_those_of_states_and_fixed_points_can_
     assert load(written(plain))["figures"]["table"]["settings"]["metrics"] == ["rate_r2"]  # without dynamics
 
 
+def test_a_figure_of_a_sweep_that_is_not_made_is_drawn_without_it(written):
+    figure = "  many: {kind: ctd_sweep, sweeps: [{dataset: spikes, model: MODEL}], metrics: [rate_r2, lyapunov_max]}\n"
+    made = load(written(base=GOOD + figure.replace("MODEL", "sae")))["figures"]["many"]
+    labels = {need[2] for need in made["needs"] if len(need) == 4}
+    points = [(size, rate) for size in (2, 3) for rate in (0.001, 0.01)]
+    assert labels == {f"sae@latent_size={size},training.learning_rate={rate}" for size, rate in points}
+    assert {tuple(need[:2]) for need, _ in made["missing"]} == {("dynamics_scores", "spikes")}
+    absent = load(written(base=GOOD + figure.replace("MODEL", "linear")))["figures"]["many"]["missing"]
+    assert [["scores", "spikes", "linear@latent_size", 0], "no fit of 'linear' to 'spikes' sweeps 'latent_size'; add such a `sweep` to `fits`"] in absent  # fmt: skip
+    found = problem(written(base=GOOD + figure.replace("MODEL", "liner")))
+    assert "figures.many.models: no model fitted to 'spikes' is called 'liner@latent_size'" in found
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -578,6 +591,27 @@ def test_datasets_and_figures_may_name_a_variant_of_the_task(written):
     assert plan["figures"]["task"]["needs"] == [["activity", "gru", 0, "slow"]]
     variants = plan["tasks"]["flip"]["variants"]
     assert (variants["step"]["n_trials"], variants["slow"]["n_trials"]) == (20, 1000)
+
+
+LEARNING = "{kind: ctd_fig4, nbff: {dataset: spikes, models: {gru: linear}, network: gru, network_seed: 3}}"
+
+
+def test_a_figure_may_need_how_a_network_learned(written):
+    plan = load(written(("{kind: task_performance, network: gru}", LEARNING)))
+    assert ["network_history", "gru", 3] in plan["figures"]["task"]["needs"]
+    wrong = LEARNING.replace("network: gru", "network: gro")
+    told = problem(written(("{kind: task_performance, network: gru}", wrong)))
+    assert "figures.task.network: no network is called 'gro'; did you mean 'gru'?" in told
+
+
+def test_a_figure_of_the_paper_without_some_fits_is_planned_and_says_which(written):
+    absent = LEARNING.replace("gru: linear", "gru: linear, lds: sae").replace("dataset: spikes", "dataset: mine")
+    figure = load(written(("{kind: task_performance, network: gru}", absent)))["figures"]["task"]
+    lacks = {tuple(need): reason for need, reason in figure["missing"]}
+    assert set(lacks) == {("fit", "mine", "sae", 0), ("scores", "mine", "sae", 0)}
+    assert all("no model fitted to 'mine' is called 'sae'" in reason for reason in lacks.values())
+    told = problem(written(("{kind: task_performance, network: gru}", LEARNING.replace("gru: linear", "gru: linaer"))))
+    assert "no model fitted to 'spikes' is called 'linaer'; did you mean 'linear'?" in told
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ class _Checker:
 
     def _figure_of_sweep(self, figure: str, settings: Mapping[str, Any], fits: list[dict[str, Any]]) -> None:
         """Refuse a figure against a setting that is not swept, or over no numbers that its axis can show."""
-        if "key" not in settings:
+        if "key" not in settings or FIGURES[settings["kind"]].partial:
             return
         dataset, model, key = settings["dataset"], settings["model"], settings["key"]
         sweeps: dict[str, list[dict[str, Any]]] = {}
@@ -504,6 +504,8 @@ class _Checker:
             what, *names = need
             if what == "activity":
                 self._activity(names, layout.networks, tasks, where)
+            elif what == "network_history":
+                self._known("network", names[0], layout.networks, f"{where}.network")
             elif not self._known("dataset", names[0], datasets, f"{where}.dataset"):
                 continue
             elif problem := self._unmade(need, layout, planned):
@@ -526,6 +528,9 @@ class _Checker:
         model, seed = names
         fitted = planned.fits_of(dataset)
         if model not in {name for _, name, _ in fitted}:
+            base, _, key = model.partition("@")
+            if base in layout.models and key and "=" not in key:
+                return "models", f"no fit of {base!r} to {dataset!r} sweeps {key!r}; add such a `sweep` to `fits`"
             hint = nearest(model, {name for _, name, _ in fitted})
             return "models", f"no model fitted to {dataset!r} is called {model!r}; {hint}"
         seeds = sorted({one for _, name, one in fitted if name == model})

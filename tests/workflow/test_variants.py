@@ -30,6 +30,8 @@ fits:
   - {datasets: [plain, stepped], models: [lds]}
 figures:
   task: {kind: task_performance, network: gru, variant: step}
+  learned: {kind: ctd_fig4, nbff: {dataset: plain, network: gru, models: {lds: lds}}}
+  analytic: {kind: ctd_fig1}
 """
 NETWORK, DATA = "results/networks/gru/seed0", "results/task_data/flip"
 TARGETS = (f"{NETWORK}/activity.h5", "results/datasets/stepped.h5")
@@ -72,7 +74,7 @@ def test_other_settings_of_a_variant_rerun_what_is_made_from_it(changed):
         "simulation_trials": [f"{DATA}/simulate@step.h5"],
         "network_activity": [f"{NETWORK}/activity@step.h5"],
         "dataset": ["results/datasets/stepped.h5"],
-        "figure": [", ".join(f"results/figures/task.{suffix}" for suffix in ("pdf", "png", "csv"))],
+        "figure": [", ".join(f"results/figures/task.{suffix}" for suffix in ("pdf", "png", "csv", "txt"))],
     }
 
 
@@ -83,3 +85,13 @@ def test_other_variants_and_other_simulation_trials_leave_a_variant_alone(change
         "simulation_trials": [f"{DATA}/simulate.h5"],
         "network_activity": [f"{NETWORK}/activity.h5"],
     }
+
+
+def test_a_figure_of_how_a_network_learned_is_made_from_its_history(changed):
+    (changed.folder / f"{NETWORK}/history.csv").unlink()
+    assert "train_network" in changed.outputs_by_rule("results/figures/learned.png")
+    assert set(changed.outputs_by_rule("results/figures/task.png")) == {"figure"}
+
+
+def test_a_figure_that_needs_nothing_is_made_from_nothing(changed):
+    assert set(changed.outputs_by_rule("results/figures/analytic.png")) == {"figure"}

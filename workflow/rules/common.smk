@@ -1,8 +1,12 @@
 # The checked plan of the configuration file, and the names that the rules share.
 
+import os
 import sys
 from pathlib import Path
 
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+from ctdb import interruption
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
@@ -18,6 +22,9 @@ try:
     PLAN = ctdb_workflow.plan(workflow.overwrite_configfiles, workflow.config_settings.config or {}, PAPER)
 except CtdbError as error:
     sys.exit(f"error: {error}")
+
+if "CTDB_RUN" in os.environ:  # this is the Snakemake of one job
+    JobScheduler.exit_gracefully = interruption.passed_on(JobScheduler.exit_gracefully)
 
 
 onstart:
@@ -210,6 +217,8 @@ def needed_file(what, *names):
     if what == "activity":
         network, seed, variant = names
         return network_file(network, seed, f"activity@{variant}.h5" if variant else "activity.h5")
+    if what == "network_history":
+        return network_file(*names, "history.csv")
     if what == "recording":
         return recording_file(names[0])
     if what == "dataset":

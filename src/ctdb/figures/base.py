@@ -101,8 +101,8 @@ def say_missing(ax: Axes, error: MissingError) -> None:
     """Write into an empty panel what is missing."""
     ax.set_axis_off()
     write = ax.text2D if hasattr(ax, "text2D") else ax.text
-    width = max(20, int(ax.get_position().width * ax.figure.get_figwidth() * 18))
-    words = textwrap.fill(f"missing: {error}", width)
+    width = max(20, int(ax.bbox.width / ax.figure.dpi * 18))
+    words = textwrap.fill(f"missing: {error}", width, break_long_words=False)
     write(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color="0.35", fontsize=6)
 
 

@@ -95,29 +95,29 @@ def _draw(name: str, shown: Portraits) -> Canvas:
         cell = grid[place].subgridspec(2, 1, height_ratios=[1, 0.75], hspace=0.08 if len(space.share) == 3 else 0.4)
         above = canvas.add_subplot(cell[0], **space.projection)
         below = canvas.add_subplot(cell[1])
-        _draw_points(above, portrait, shown)
-        _draw_spectrum(below, portrait, reach)
+        draw_points(above, portrait, shown)
+        draw_spectrum(below, portrait, reach)
         if place % n_columns:
             below.set_yticklabels([])
         else:
             below.set_ylabel("imaginary part")
         below.set_xlabel("real part of eigenvalues")
     seen = [label for label in MARKERS if any(portrait.at(label).any() for portrait in portraits)]
-    handles = [Line2D([], [], ls="none", label=label, **_style(label, 4.0)) for label in seen]
+    handles = [Line2D([], [], ls="none", label=label, **point_style(label, 4.0)) for label in seen]
     canvas.legend(handles=handles, loc="lower center", ncols=max(len(seen), 1))
     components = "principal components" if len(space.share) > 1 else "principal component"
     canvas.suptitle(f"{name}: fixed points in the true states' {components} (a.u.)", x=0.02, ha="left")
     return canvas
 
 
-def _style(label: str, size: float) -> dict[str, object]:
+def point_style(label: str, size: float) -> dict[str, object]:
     """How points of one stability are drawn."""
     marker, colour = MARKERS[label], COLOURS[label]
     filled = colour if label == "stable" else "none"
     return {"marker": marker, "ms": size * (1.5 if marker == "*" else 1), "mec": colour, "mfc": filled, "mew": 0.7}
 
 
-def _draw_points(ax: Axes, portrait: Portrait, shown: Portraits) -> None:
+def draw_points(ax: Axes, portrait: Portrait, shown: Portraits) -> None:
     """Trajectories and points; over a single component, points stand at the end of time."""
     space, single = shown.space, len(shown.space.share) == 1
     for trial in portrait.trajectories:
@@ -127,21 +127,21 @@ def _draw_points(ax: Axes, portrait: Portrait, shown: Portraits) -> None:
         points = portrait.coordinates[portrait.at(label) & portrait.near]
         if len(points):
             at = [np.full(len(points), end), points[:, 0]] if single else list(points.T)
-            ax.plot(*at, ls="none", zorder=3, **_style(label, 3.5))
+            ax.plot(*at, ls="none", zorder=3, **point_style(label, 3.5))
     space.frame(ax, [(0.0, end), *shown.limits] if single else shown.limits)
     ax.set_title(portrait.title)
     write = ax.text2D if len(space.share) == 3 else ax.text
     write(0.5, 0.96, portrait.note, transform=ax.transAxes, ha="center", va="top", fontsize=6, color="0.35")
 
 
-def _draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
+def draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
     """Eigenvalues of all points and the unit circle, on which nothing grows or dies out."""
     turn = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color="0.5", lw=0.6, zorder=1)
     for label in MARKERS:
         values = portrait.found.eigenvalues.numpy()[portrait.at(label)].ravel()
         if len(values):
-            ax.plot(values.real, values.imag, ls="none", zorder=2, **_style(label, 1.6) | {"mew": 0.3})
+            ax.plot(values.real, values.imag, ls="none", zorder=2, **point_style(label, 1.6) | {"mew": 0.3})
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-reach, reach)
     ax.set_aspect("equal", adjustable="box")

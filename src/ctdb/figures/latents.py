@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
+from ctdb.datasets import SpikeDataset
 from ctdb.figures import FIGURES
 from ctdb.figures.base import TRUTH_COLOUR, WIDTH, Figure, FigureSettings, fit_outputs, fit_title, read_session
 from ctdb.figures.planned import Need, Planned
@@ -17,6 +19,8 @@ from ctdb.settings import Count, NonEmpty, Seed
 
 if TYPE_CHECKING:
     from plotly import graph_objects as go
+
+Trajectory = Float[np.ndarray, "bins axes"]
 
 
 class LatentsSettings(FigureSettings):
@@ -61,24 +65,35 @@ class Latents(Figure):
 
 def _trajectories(
     settings: LatentsSettings, files: Mapping[Need, str]
-) -> tuple[dict[str, list[np.ndarray]], PrincipalSpace, str, float]:
-    """Trials (bins, axes) of the truth and of each fit, their space, their split, and the width of a bin in seconds."""
+) -> tuple[dict[str, list[Trajectory]], PrincipalSpace, str, float]:
+    """Trials of the truth and of each fit, their space, their split, and the width of a bin in seconds."""
     dataset = read_session(files["dataset", settings.dataset], settings.session)
-    split = dataset.report_split
     space = principal_space(dataset, settings.dataset, "latents")
-    train = dataset["train"].valid_bins
-    target = space(dataset["train"].latents[train].astype(np.float64))
-    lengths = dataset[split].valid_bins.sum(1)[: settings.n_trials]
-    shown = {"true states": space(dataset[split].latents[: len(lengths)])}
+    trajectories = {"true states": true_trajectories(dataset, space, settings.n_trials)}
     for model in settings.models:
         path = files["fit", settings.dataset, model, settings.seed]
-        weights, offset = linear_map(fit_outputs(path, "train", settings.session)["latents"][train], target)
-        inferred = fit_outputs(path, split, settings.session)["latents"][: len(lengths)]
-        shown[fit_title(path, model)] = inferred @ weights + offset
-    trajectories = {
-        name: [trial[:length] for trial, length in zip(trials, lengths, strict=True)] for name, trials in shown.items()
-    }
-    return trajectories, space, split, dataset.bin_s
+        own = trajectories_of(path, dataset, space, settings.n_trials, settings.session)
+        trajectories[fit_title(path, model)] = own
+    return trajectories, space, dataset.report_split, dataset.bin_s
+
+
+def true_trajectories(dataset: SpikeDataset, space: PrincipalSpace, n_trials: int) -> list[Trajectory]:
+    """Coordinates of the true states of the first `n_trials` trials of the split that scores are reported on."""
+    split = dataset[dataset.report_split]
+    lengths = split.valid_bins.sum(1)[:n_trials]
+    return [space(trial[:length]) for trial, length in zip(split.latents, lengths, strict=False)]
+
+
+def trajectories_of(
+    path: str, dataset: SpikeDataset, space: PrincipalSpace, n_trials: int, session: str = ""
+) -> list[Trajectory]:
+    """The same of a fit, whose latents are carried over by a regression on the train trials."""
+    train, split = dataset["train"], dataset[dataset.report_split]
+    target = space(train.latents[train.valid_bins].astype(np.float64))
+    weights, offset = linear_map(fit_outputs(path, "train", session)["latents"][train.valid_bins], target)
+    inferred = fit_outputs(path, dataset.report_split, session)["latents"]
+    lengths = split.valid_bins.sum(1)[:n_trials]
+    return [trial[:length] @ weights + offset for trial, length in zip(inferred, lengths, strict=False)]
 
 
 def _draw(

@@ -9,7 +9,7 @@ from ctdb.errors import MissingError
 Need = tuple[str | int, ...]
 """A file that a figure is drawn from, by what it is:
 
-- ("activity", network, seed, variant);
+- ("activity", network, seed, variant), and ("network_history", network, seed), the losses of its training;
 - ("dataset", name);
 - ("fit", dataset, model, seed), and ("history", ...) and ("dynamics", ...) of the same. The file of dynamics is
   `dynamics.h5`; `fixed_points.h5` lies beside it. ("dynamics", dataset) is that of the true system;

@@ -13,7 +13,7 @@ from ctdb.dynamics import FixedPoints
 from ctdb.dynamics_scores import POINTS
 from ctdb.figures.base import fit_outputs, fit_title, read_session
 from ctdb.figures.planned import Need
-from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
+from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space, trials_of_condition
 from ctdb.files import read_hdf5
 
 COLOURS = {
@@ -81,7 +81,9 @@ class Portraits:
         return limits_of(np.concatenate([*self.systems[0].trajectories, *points]))
 
 
-def portraits_of(name: str, models: Sequence[str], seed: int, n_trials: int, files: Mapping[Need, str]) -> Portraits:
+def portraits_of(
+    name: str, models: Sequence[str], seed: int, n_trials: int, files: Mapping[Need, str], condition: str = ""
+) -> Portraits:
     """Portraits of the true system and of fits, with the first trials of the split that scores are reported on.
 
     Parameters
@@ -94,26 +96,29 @@ def portraits_of(name: str, models: Sequence[str], seed: int, n_trials: int, fil
         How many trials to show.
     files
         The dataset, the fits, and the dynamics of all of them.
+    condition
+        Name of the condition whose trials are shown, in their own principal components; all if empty.
 
     Raises
     ------
     DatasetError
-        If the dataset has no true states, or several sessions.
+        If the dataset has no true states, several sessions, or no trials of the condition.
     """
     dataset = read_session(files["dataset", name])
-    space = principal_space(dataset, name, "fixed_points")
-    trials = dataset[dataset.report_split]
-    lengths = trials.valid_bins.sum(1)[:n_trials]
+    space = principal_space(dataset, name, "fixed_points", condition)
+    split = dataset[dataset.report_split]
+    shown = trials_of_condition(dataset, dataset.report_split, name, condition)[:n_trials]
+    lengths = split.valid_bins.sum(1)[shown]
 
     def cut(states: np.ndarray) -> list[np.ndarray]:
-        return [space(trial[:length]) for trial, length in zip(states, lengths, strict=False)]
+        return [space(trial[:length]) for trial, length in zip(states[shown], lengths, strict=True)]
 
     found = FixedPoints.load(Path(files["dynamics", name]).with_name(POINTS))
     n_states, nowhere = len(space.centre), np.zeros((0, len(space.share)))
     title = f"{TRUTH} (network and body)" if found.x.shape[1] > n_states else TRUTH
     known = found.x.shape[1] > 0
     where = space(found.x.numpy()[:, :n_states]) if known else nowhere
-    truth = cut(trials.latents)
+    truth = cut(split.latents)
     seen = np.concatenate([*truth, where])
     note = "" if len(found) else "none found" if known else "no network is known"
     systems = [Portrait(TRUTH, title, truth, _table(TRUTH, found, where, {}), found, np.ones(len(found), bool), note)]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 
 from ctdb.datasets import SpikeDataset
-from ctdb.errors import DatasetError
+from ctdb.errors import DatasetError, nearest
 
 MARGIN = 0.08
 """Of a panel around what is drawn in it, as a share of that."""
@@ -63,16 +63,36 @@ class PrincipalSpace:
                 getattr(ax, f"set_{letter}ticks")([])
 
 
-def principal_space(dataset: SpikeDataset, name: str, figure: str) -> PrincipalSpace:
-    """Principal components of a dataset's true states; raises DatasetError, in the figure's name, without such."""
+def principal_space(dataset: SpikeDataset, name: str, figure: str, condition: str = "") -> PrincipalSpace:
+    """Principal components of a dataset's true states, of one condition where it is named.
+
+    Raises
+    ------
+    DatasetError
+        In the figure's name, if there are no true states, or no trials of the condition.
+    """
     train = dataset["train"]
     if train.latents is None:
         raise DatasetError(f"dataset {name!r} has no true latents, which figure `{figure}` needs; draw another dataset")
+    train = train.take(trials_of_condition(dataset, "train", name, condition))
     states = train.latents[train.valid_bins].astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(states.T).reshape(states.shape[1], -1))
     vectors = vectors[:, ::-1][:, :3]
     signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
     return PrincipalSpace(states.mean(0), vectors * signs, values[::-1][:3] / values.sum())
+
+
+def trials_of_condition(dataset: SpikeDataset, split: str, name: str, condition: str) -> Int[np.ndarray, " trials"]:
+    """Numbers of a split's trials of one condition, of all if it is empty; raises DatasetError where there are none."""
+    trials, names = dataset[split], dataset.names.get("condition", [])
+    if not condition:
+        return np.arange(trials.n_trials)
+    if trials.condition is None or condition not in names:
+        raise DatasetError(f"dataset {name!r} has no condition called {condition!r}; {nearest(condition, names)}")
+    chosen = np.flatnonzero(trials.condition == names.index(condition))
+    if not len(chosen):
+        raise DatasetError(f"dataset {name!r} has no {split} trial of condition {condition!r}; choose another one")
+    return chosen
 
 
 def limits_of(points: Float[np.ndarray, "n axes"]) -> list[tuple[float, float]]:

@@ -88,7 +88,7 @@ class TaskPerformance(Figure):
                 rows.append(pd.DataFrame({"trial": trial, "channel": name, **traces}))
             axes[len(names), column].set_xlabel("time (s)")
             if moves:
-                _draw_path(axes[-1, column], answers[trial, :length, :2], activity["targets"][trial, :length])
+                draw_path(axes[-1, column], answers[trial, :length, :2], activity["targets"][trial, :length])
         axes[0, 0].set_ylabel("inputs")
         handles, labels = axes[1, 0].get_legend_handles_labels()
         if several:
@@ -140,7 +140,7 @@ def _draw_inputs(ax: Axes, inputs: np.ndarray, time: np.ndarray) -> None:
     ax.set_yticks([])
 
 
-def _draw_path(ax: Axes, hand: np.ndarray, target: np.ndarray) -> None:
+def draw_path(ax: Axes, hand: np.ndarray, target: np.ndarray) -> None:
     """Path of the hand in the plane, with the places where it should be."""
     ax.plot(*hand.T, color="C0", lw=1.0)
     ax.plot(*hand[0], color="C0", marker="o", ms=3)
