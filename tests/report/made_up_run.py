@@ -38,6 +38,7 @@ def make(folder: Path) -> tuple[dict, str]:
     text = text.replace("fits:\n", "fits:\n  - {datasets: [flip], models: [sae_gru], seeds: [0, 1, 2]}\n")
     text = text.replace("results: results", "results: out  # <made> & up")
     (folder / "config.yaml").write_text(text)
+    _made(folder / "data/mine.h5").touch()
     plan = config.load(folder / "config.yaml") | {"results": str(folder / "out")}
     out = folder / "out"
     scores(plan).to_parquet(_made(out / "scores.parquet"))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ctdb.report import leaderboard, page, run
+from ctdb.report.__main__ import main
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -300,6 +301,13 @@ def test_datasets_that_were_left_out_are_named(made):
     without = plan | {"datasets": {name: one for name, one in plan["datasets"].items() if name != "mine"}}
     assert run.left_out(without, config) == ["mine"]
     assert run.left_out(plan, config) == []
+
+
+def test_it_is_made_of_what_is_there_from_the_command_line(tmp_path, monkeypatch):
+    made_up_run.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["config.yaml"]) == "out/report.html"
+    assert "3 of 5 fits went well" in " ".join((tmp_path / "out/report.html").read_text().split())
 
 
 def test_equal_results_give_equal_bytes(made, text):

@@ -8,7 +8,7 @@ To make it::
 import sys
 from pathlib import Path
 
-from ctdb import config
+from ctdb import workflow
 from ctdb.errors import CtdbError
 from ctdb.report import write
 
@@ -16,7 +16,7 @@ from ctdb.report import write
 def main(arguments: list[str]) -> str:
     """Write the report of a configuration; say where it is."""
     path = Path(arguments[0]) if arguments else Path("config/config.yaml")
-    plan = config.load(path)
+    plan = workflow.plan([path], {}, path)
     write(plan, path.read_text(), path.name, Path(plan["results"]) / "reproduction.csv")
     return f"{plan['results']}/report.html"
 
