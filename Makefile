@@ -10,7 +10,6 @@ SNAKEMAKE := $(BIN)/snakemake --profile local
 # Whole DAG at quick size: networks, spikes, fits, scores, figures, report.
 demo: $(READY)
 	$(SNAKEMAKE) --configfile config/quick.yaml
-	$(SNAKEMAKE) --configfile config/quick.yaml --report results/quick/report.html
 	@echo "Scores: results/quick/scores.parquet   figures: results/quick/figures/   report: results/quick/report.html"
 
 test: $(READY)

@@ -18,6 +18,8 @@ localrules:  # seconds of one core: on a cluster, done where Snakemake runs
     figure,
     interactive,
     reproduction,
+    report,
+    ibl_synthetic,
 
 
 rule all:
@@ -29,6 +31,7 @@ rule all:
         f"{RESULTS}/scores.parquet",
         FIGURE_FILES,
         f"{RESULTS}/reproduction.csv",
+        f"{RESULTS}/report.html",
 
 
 rule networks:
@@ -74,3 +77,4 @@ include: "workflow/rules/fits.smk"
 include: "workflow/rules/dynamics.smk"
 include: "workflow/rules/scores.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"

@@ -136,7 +136,10 @@ class Project:
 
     def digests(self) -> dict[str, str]:
         """Hash of every result that must not depend on when or how often the run was interrupted, nor on its cost."""
-        results, volatile = self.folder / "results", {"logs", "benchmarks", "cost.csv", "cost.pdf", "cost.png"}
+        results, volatile = (
+            self.folder / "results",
+            {"logs", "benchmarks", "cost.csv", "cost.pdf", "cost.png", "report.html"},
+        )
         kept = (
             path
             for path in sorted(results.rglob("*"))

@@ -1,12 +1,18 @@
 """What is asked of a cluster before jobs are submitted, on a stand-in for its commands."""
 
+import asyncio
 import json
+import logging
 import os
+from types import SimpleNamespace
 
 import pytest
+import snakemake_executor_plugin_slurm as plugin
+import yaml
 
 from ctdb.errors import ClusterError
 from ctdb.slurm import check, queued
+from project import REPOSITORY
 
 SLURM = """#!/usr/bin/env python3
 import json, os, sys
@@ -100,13 +106,38 @@ def test_a_refusal_says_what_why_and_where(slurm):
 
 
 @pytest.mark.parametrize(
+    ("partition", "minutes", "limit"),
+    [
+        ("cpu", 60, None),
+        ("cpu", 61, 60),
+        (None, 61, 60),
+        ("gpu", 1500, None),
+        ("gpu", 1501, 1500),
+        ("old", 10**6, None),
+    ],
+)
+def test_a_job_that_its_partition_would_never_start_is_refused(slurm, partition, minutes, limit):
+    """Slurm takes it where EnforcePartLimits is NO, as by default, and says nothing."""
+    slurm(sinfo="old|infinite|4|8000|(null)\ncpu*|1:00:00|4|8000|(null)\ngpu|1-01:00:00|4|8000|gpu:a:2\n")
+    jobs = {"fit a": JOB | {"slurm_partition": partition, "runtime": minutes}}
+    if limit is None:
+        check(jobs, "squeue", "site.yaml")
+    else:
+        with pytest.raises(
+            ClusterError, match=rf"its partition allows {limit} minutes \(set max_minutes\).*site.yaml$"
+        ):
+            check(jobs, "squeue", "site.yaml")
+
+
+@pytest.mark.parametrize(
     ("status_command", "cluster", "expected"),
     [
         ("sacct", {"accounts": "none"}, r"is sacct, but this cluster keeps no accounts; set it to squeue$"),
         ("squeue", {"age": "60 sec"}, "forgets finished jobs after 60 s .MinJobAge.*set it to sacct"),
         ("squeue", {"age": "60 sec", "accounts": "none"}, "its administrator must raise MinJobAge"),
         ("sacct", {"age": "2 sec"}, None),
-        ("squeue", {"age": "180 sec", "accounts": "none"}, None),
+        ("squeue", {"age": "200 sec", "accounts": "none"}, "forgets finished jobs after 200 s"),
+        ("squeue", {"age": "240 sec", "accounts": "none"}, None),
     ],
 )
 def test_a_way_to_ask_by_which_no_job_would_end_is_refused(slurm, status_command, cluster, expected):
@@ -139,3 +170,42 @@ def test_no_slurm_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match=r"no Slurm on this machine .*--profile local"):
         check({"fit a": JOB}, "squeue", "site.yaml")
+
+
+class Unlimited:
+    """Nothing to wait for between two questions."""
+
+    async def __aenter__(self):
+        pass
+
+    async def __aexit__(self, *_):
+        pass
+
+
+def test_jobs_are_not_forgotten_while_slurm_does_not_answer(monkeypatch):
+    """Snakemake's executor forgets all its jobs, and waits for ever, where all questions of one look fail."""
+    profile = yaml.safe_load((REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text())
+    attempts = profile["slurm-status-attempts"]
+    silent_s, answers = 3600, []
+
+    async def answer(*_):
+        answers.append(len(answers) / profile["max-status-checks-per-second"] > silent_s)
+        return ({"7": "COMPLETED"}, 0.1) if answers[-1] else (None, None)
+
+    monkeypatch.setattr(plugin, "query_job_status", answer)
+    monkeypatch.setattr(plugin, "get_min_job_age", lambda: 300)
+    ended = []
+    executor = object.__new__(plugin.Executor)
+    settings = plugin.ExecutorSettings(status_command="squeue", status_attempts=attempts, keep_successful_logs=True)
+    executor.workflow, executor.logger = SimpleNamespace(executor_settings=settings), logging.getLogger("slurm")
+    executor.run_uuid, executor.status_rate_limiter, executor.report_job_success = "run", Unlimited(), ended.append
+    executor._status_query_calls = executor._status_query_failures = executor._status_query_total_seconds = 0
+    executor._status_query_min_seconds, executor._status_query_max_seconds = None, 0
+    executor._status_query_cycle_rows = []
+    job = SimpleNamespace(external_jobid="7", aux={})
+
+    async def looked(jobs):
+        return [job async for job in executor.check_active_jobs(jobs)]
+
+    assert asyncio.run(looked([job])) == []
+    assert ended == [job]

@@ -186,7 +186,7 @@ DYNAMICS = (
 )
 
 
-def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(written):
+def test_figures_of_dynamics_need_them_and_those_of_states_and_fixed_points_can_be_turned(written):
     figures = load(written(base=DYNAMICS))["figures"]
     fits = [["spikes", "sae", 1], ["spikes", "linear", 1]]
     assert sorted(figures["points"]["needs"]) == sorted(
@@ -199,10 +199,23 @@ def test_figures_of_dynamics_need_them_and_that_of_fixed_points_is_a_page_too(wr
     )
     assert figures["similar"]["needs"] == [["dsa", "spikes"]]
     assert ["dynamics", "spikes", "linear", 0] in figures["ahead"]["needs"]
-    assert {name for name, figure in figures.items() if figure["interactive"]} == {"points"}
+    assert {name for name, figure in figures.items() if figure["interactive"]} == {"points", "states"}
     assert all(figure["interactive"] in (True, False) for figure in figures.values())
     plain = ("{kind: score_table, dataset: spikes}", "{kind: score_table, dataset: spikes, metrics: [rate_r2]}")
     assert load(written(plain))["figures"]["table"]["settings"]["metrics"] == ["rate_r2"]  # without dynamics
+
+
+def test_a_figure_of_a_sweep_that_is_not_made_is_drawn_without_it(written):
+    figure = "  many: {kind: ctd_sweep, sweeps: [{dataset: spikes, model: MODEL}], metrics: [rate_r2, lyapunov_max]}\n"
+    made = load(written(base=GOOD + figure.replace("MODEL", "sae")))["figures"]["many"]
+    labels = {need[2] for need in made["needs"] if len(need) == 4}
+    points = [(size, rate) for size in (2, 3) for rate in (0.001, 0.01)]
+    assert labels == {f"sae@latent_size={size},training.learning_rate={rate}" for size, rate in points}
+    assert {tuple(need[:2]) for need, _ in made["missing"]} == {("dynamics_scores", "spikes")}
+    absent = load(written(base=GOOD + figure.replace("MODEL", "linear")))["figures"]["many"]["missing"]
+    assert [["scores", "spikes", "linear@latent_size", 0], "no fit of 'linear' to 'spikes' sweeps 'latent_size'; add such a `sweep` to `fits`"] in absent  # fmt: skip
+    found = problem(written(base=GOOD + figure.replace("MODEL", "liner")))
+    assert "figures.many.models: no model fitted to 'spikes' is called 'liner@latent_size'" in found
 
 
 @pytest.mark.parametrize(

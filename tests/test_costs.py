@@ -1,13 +1,14 @@
 """The cost sheet: what the benchmark files of a run hold, and what a plan comes to before it."""
 
 import copy
+from collections import Counter
 
 import pandas as pd
 import pytest
 
 from ctdb import config, costs
 from ctdb.resources import ON_GPU, Needs
-from project import CONFIG
+from project import CONFIG, RECORDINGS, lay_out
 
 HEADER = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -55,6 +56,16 @@ def test_every_job_of_a_plan_is_counted_once(plan):
         "score_fit": 5, "score_anchors": 2, "true_dynamics": 1, "fit_dynamics": 4, "dsa": 1, "gather_scores": 1,
         "figure": 4,
     }  # fmt: skip
+
+
+def test_jobs_of_recordings_are_counted(tmp_path):
+    project = lay_out(tmp_path / "project", RECORDINGS)
+    planned = project.planned()
+    for done_here in ("interactive", "reproduction"):
+        planned.pop(done_here, None)
+    counts = Counter(rule for rule, _ in costs.jobs_of(config.load(project.folder / "config.yaml")))
+    assert counts == planned
+    assert counts["merge"] == 1
 
 
 def test_an_estimate_is_an_upper_bound_until_jobs_were_measured(plan, tmp_path):

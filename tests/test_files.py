@@ -1,6 +1,7 @@
 """Whole files or none, and folders that one process holds at a time."""
 
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -412,3 +413,35 @@ def test_what_a_killed_process_left_behind_is_cleared_by_the_next_write(tmp_path
     (tmp_path / ".other.txt.abc123.partial").write_text("not ours")
     write_text(tmp_path / "out.txt", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.txt.abc123.partial", "out.txt"]
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch, capfd):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with lock(tmp_path / "fit"):
+        pass
+    assert "has no locks" in capfd.readouterr().err
+
+
+def test_what_is_locked_by_another_can_be_read(tmp_path):
+    """HDF5 would take a lock for reading, which fails where a file system has none."""
+    write_hdf5(tmp_path / "x.h5", {"a": np.ones(3)}, {})
+    with open(tmp_path / "x.h5") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert read_hdf5(tmp_path / "x.h5")[0]["a"].sum() == 3
+
+
+def test_a_job_with_a_claim_does_not_wait_for_ever_for_the_lock_of_a_lost_node(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(files, "LOOK_S", 0.5)
+    monkeypatch.setattr(files, "_claim", tmp_path / "log.job")
+    with process_that_locks(tmp_path / "fit") as holder:
+        assert line(holder.stdout) == "held\n"
+        with lock(tmp_path / "fit"):
+            assert holder.poll() is None
+        assert "its node may be lost" in capfd.readouterr().err
+        go_on(holder)
+        assert line(holder.stdout) == "released\n"
+        with lock(tmp_path / "fit"), process_that_locks(tmp_path / "fit") as other:
+            assert waits(other)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from ctdb.workflow import hold_results
+from project import lay_out
 
 ELSEWHERE = {"CTDB_RUN": "another-machine:1:", "SLURM_JOB_ID": "7"}
 
@@ -85,6 +86,53 @@ def test_what_is_no_training_stops_at_once(tmp_path):
     assert not (tmp_path / "done").exists()
 
 
+def test_the_snakemake_of_a_job_hands_the_signal_on(tmp_path):
+    """With control groups, Slurm tells nobody else."""
+    project = lay_out(tmp_path / "project")
+    project.edit("config.yaml", "max_epochs: 4, batch_size: 8", "max_epochs: 100000, batch_size: 8")
+    assert project.run("results/datasets/mine.h5").returncode == 0
+    project.environment |= ELSEWHERE
+    fit = "results/fits/mine/sae_gru/seed0"
+    command = project.command(f"{fit}/output.h5", "--mode", "remote", "--force-use-threads")
+    run = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE)
+    log = project.folder / "results/logs/fits/mine/sae_gru/seed0.log"
+    wait_for(project.folder / fit / "checkpoint/last.ckpt", run)
+    run.send_signal(signal.SIGTERM)
+    try:
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+    assert "told to stop (SIGTERM" in log.read_text()
+
+
+@pytest.mark.parametrize(("state", "again"), [("PreemptTime=2026-01-01T00:00:00", True), ("PreemptTime=None", False)])
+@pytest.mark.parametrize("body", ["import time; open('ready', 'w'); time.sleep(60)", TRAINING.format(slow=True)])
+def test_a_preempted_job_is_queued_again(tmp_path, body, state, again):
+    """Slurm counts one that ends in its grace time as failed."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> asked\necho "JobState=RUNNING {state}"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    process = start(tmp_path, body, PATH=f"{tmp_path}:{os.environ['PATH']}", **ELSEWHERE)
+    wait_for(tmp_path / "ready", process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 1
+    assert (tmp_path / "asked").read_text().split("\n")[:-1] == ["show job 7", *(["requeue 7"] if again else [])]
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen"),
+    [
+        (ELSEWHERE, ""),
+        (ELSEWHERE | {"CUDA_VISIBLE_DEVICES": "1"}, "1"),
+        (ELSEWHERE | {"SLURM_STEP_GPUS": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_a_job_of_a_cluster_sees_no_gpu_that_it_was_not_given(tmp_path, environment, seen):
+    body = "import os; open('seen', 'w').write(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    assert start(tmp_path, body, **environment).wait(60) == 0
+    assert (tmp_path / "seen").read_text() == repr(seen)
+
+
 WRITER = """
     import time
     from pathlib import Path
@@ -110,6 +158,18 @@ def test_an_attempt_given_up_for_lost_does_not_write_over_its_successor(tmp_path
     assert "another attempt has taken over" in (tmp_path / "job.log").read_text()
 
 
+def test_a_training_given_up_for_lost_does_not_write_over_the_checkpoint_of_its_successor(tmp_path):
+    process = start(tmp_path, TRAINING.format(slow=True), CTDB_CHECKPOINT_SECONDS="0", **ELSEWHERE)
+    checkpoint = tmp_path / "out/checkpoint/last.ckpt"
+    wait_for(checkpoint, process)
+    (tmp_path / "job.log.job").write_text("another node")
+    time.sleep(0.2)
+    checkpoint.write_text("of the successor")
+    assert process.wait(60) == 1
+    assert checkpoint.read_text() == "of the successor"
+    assert "another attempt has taken over" in (tmp_path / "job.log").read_text()
+
+
 def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -131,7 +191,12 @@ def test_a_job_of_a_cluster_outlives_its_run_even_on_the_machine_of_that(tmp_pat
 HOLD = """
 import sys
 from ctdb.workflow import hold_results
-if sys.argv[2] == "unlocked":
+if "unlinked" in sys.argv[2]:
+    import os
+    def link(*_):
+        raise PermissionError(1, "Operation not permitted")
+    os.link = link
+if "unlocked" in sys.argv[2]:
     import fcntl
     def flock(*_):
         raise OSError(37, "No locks available")
@@ -171,7 +236,7 @@ def hold(tmp_path):
         process.wait()
 
 
-@pytest.mark.parametrize("locks", ["", "unlocked"])
+@pytest.mark.parametrize("locks", ["", "unlocked", "unlocked, unlinked"])
 def test_one_run_at_a_time_holds_the_results(hold, tmp_path, locks):
     first, said = hold(locks=locks)
     assert said == "held"
@@ -210,23 +275,53 @@ def test_a_run_that_ends_leaves_the_owner_file_of_another_alone(hold, tmp_path):
     assert (tmp_path / "results/.owner").read_text() == "{}"
 
 
-def test_jobs_of_a_killed_run_keep_the_results(hold, tmp_path):
+def test_an_owner_file_that_says_nothing_is_told(hold, tmp_path):
+    (tmp_path / "results").mkdir()
+    for text in ("", "{}", "[1]"):
+        (tmp_path / "results/.owner").write_text(text)
+        _, said = hold()
+        assert "results/.owner: cannot be read" in said
+        assert "remove the file" in said
+        assert "Traceback" not in said
+
+
+def test_jobs_that_outlive_a_run_keep_the_results(hold, tmp_path, queue):
+    """Cancelled jobs take some seconds to end."""
+    first, _ = hold("ctdb_1", **queue)
+    (tmp_path / "queue").write_text("11\n")
+    first.communicate("")
+    assert first.returncode == 0
+    assert "1 of its Slurm jobs are not (11)" in hold("ctdb_2", **queue)[1]
+    (tmp_path / "queue").write_text("")
+    second, said = hold("ctdb_1", **queue)
+    assert said == "held"
+    second.communicate("")
+    assert not (tmp_path / "results/.owner").exists()
+
+
+@pytest.fixture
+def queue(tmp_path) -> dict[str, str]:
+    """Environment with a stand-in for squeue, which says what is in a file."""
     fake = tmp_path / "bin/squeue"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\n[ "$2" = --name=ctdb_1 ] && cat "$QUEUE"\n')
     fake.chmod(0o755)
-    here = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "QUEUE": str(tmp_path / "queue")}
+    (tmp_path / "queue").write_text("")
+    return {"PATH": f"{fake.parent}:{os.environ['PATH']}", "QUEUE": str(tmp_path / "queue")}
+
+
+def test_jobs_of_a_killed_run_keep_the_results(hold, tmp_path, queue):
     (tmp_path / "queue").write_text("11\n12\n")
     first, _ = hold("ctdb_1")
     first.kill()
     first.wait()
     for run in ("ctdb_2", ""):  # on the cluster or here
-        _, said = hold(run, **here)
+        _, said = hold(run, **queue)
         assert "2 of its Slurm jobs are not (11, 12)" in said
         assert "`scancel --name=ctdb_1`" in said
-    assert "Slurm does not answer" in hold(QUEUE="", PATH=str(fake.parent / "none"))[1]
+    assert "Slurm does not answer" in hold(QUEUE="", PATH=str(tmp_path / "none"))[1]
     (tmp_path / "queue").write_text("")
-    assert hold("ctdb_2", **here)[1] == "held"
+    assert hold("ctdb_2", **queue)[1] == "held"
 
 
 def test_results_that_cannot_be_made_are_told(tmp_path):

@@ -1,10 +1,12 @@
 """What jobs ask for: from the plan and the attempt, within what the site allows."""
 
+import re
+
 import pytest
 
 from ctdb import config
 from ctdb.errors import ClusterError
-from ctdb.resources import COSTS, NAMES, PATHS, Needs, main, measured, proposed, threads
+from ctdb.resources import COSTS, NAMES, ON_GPU, PATHS, Needs, main, measured, proposed, threads
 from ctdb.slurm import Site, read_site
 from project import CONFIG, REPOSITORY
 
@@ -25,6 +27,8 @@ JOBS = {
     "gather_scores": {},
     "figure": {"figure": "rates"},
     "interactive": {"figure": "rates"},
+    "reproduction": {},
+    "report": {},
 }
 CLUSTER = Site.model_validate(
     {"account": "lab", "qos": "long", "cpu": {"partition": "cpu"}, "gpu": {"partition": "gpu"}}
@@ -54,6 +58,10 @@ def test_every_rule_with_a_script_has_its_needs(plan):
     needs = Needs(plan())
     assert set(JOBS) == set(PATHS) == {name.split(":")[0] for name in COSTS}
     text = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    snakefile = (REPOSITORY / "Snakefile").read_text()
+    done_here = re.findall(r"^    (\w+),$", snakefile.partition("localrules:")[2].partition("\nrule ")[0], re.MULTILINE)
+    for name, block in re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL):
+        assert name in JOBS or name in done_here or "localrule: True" in block, name
     for rule, wildcards in JOBS.items():
         assert f'threads: threads("{rule}")' in text
         assert f'**needs("{rule}"),' in text
@@ -83,7 +91,7 @@ def test_each_attempt_asks_for_twice_as_much(plan, rule):
         (("train: {n_trials: 30,", "train: {n_trials: 3000000,"), {"training_trials", "train_network"}),
         (
             ("simulate: {n_trials: 40,", "simulate: {n_trials: 4000000,"),
-            set(JOBS) - {"training_trials", "train_network", "gather_scores"},
+            set(JOBS) - {"training_trials", "train_network", "gather_scores", "reproduction", "report"},
         ),
     ],
 )
@@ -156,6 +164,8 @@ def test_a_long_training_goes_to_a_gpu_where_there_is_one(plan):
         asked = needs.of(rule, FIT, 1, site)
         assert (asked["gpu"], asked["gpu_model"], asked["slurm_partition"]) == (None, None, "cpu")
     assert long.of("fit", FIT, 1)["gpu"] is None
+    told = plan(("batch_size: 8}\n  lds", "batch_size: 8, backend: cuda}\n  lds"))
+    assert Needs(told).of("fit", FIT, 1, CLUSTER)["gpu"] == 1
     model = Site.model_validate({"gpu": {"partition": "gpu", "model": "a100"}})
     assert long.of("fit", FIT, 1, model)["gpu_model"] == "a100"
 
@@ -185,6 +195,8 @@ def test_a_file_tells_the_size_of_its_dataset(plan, tmp_path):
         ("cpu: {partitoin: a}", "cpu.partitoin: unknown key; did you mean 'partition'?"),
         ("gpu: {modell: a}", "gpu.modell: unknown key; did you mean 'model'?"),
         ("cpu: {max_minutes: 0}", "cpu.max_minutes: "),
+        ("cpu: {max_threads: 2}", "cpu.max_threads: unknown key"),  # the number of threads is part of a result
+        ("gpu: {model: a100-sxm4}", "gpu.model: Snakemake takes letters, digits, _ and . only; leave it out"),
         ("account: 12", "account: Input should be a valid string; found 12"),
         ("a: [", "not valid YAML"),
         ("- a", "found ['a']"),
@@ -227,6 +239,18 @@ def test_numbers_are_proposed_that_cover_what_was_used(plan, tmp_path):
     text = main(["config.yaml"])
     assert '"fit": Cost(' in text
     assert f'"dataset": Cost({COSTS["dataset"].memory_mb}, {COSTS["dataset"].memory_per_million}, ' in text
+
+
+def test_times_on_a_gpu_tell_nothing_of_a_core(plan, tmp_path):
+    needs = Needs(plan())
+    memory, seconds = needs.expected("fit", FIT)
+    benchmark(tmp_path, "fits/flip/sae_gru/seed0", seconds / 100, str(memory / 2))
+    log = tmp_path / "results/logs/fits/flip/sae_gru/seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"{ON_GPU}: some\n")
+    now, new, _ = proposed(measured(tmp_path / "results", needs.plan), needs)["fit"]
+    assert new.seconds_per_million == now.seconds_per_million
+    assert new.memory_mb == pytest.approx(now.memory_mb / 2, abs=1)
 
 
 def test_without_benchmarks_there_is_nothing_to_propose(plan):

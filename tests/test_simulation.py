@@ -15,6 +15,7 @@ from ctdb.simulation import (
     counts,
     ctd_counts,
     embedding,
+    nonlinear_embedding,
     rectify,
     simulate,
     standardise,
@@ -202,6 +203,59 @@ def test_truth_is_the_formula_applied_to_the_saved_states(activity, rectificatio
                 "sigmoid": 2 * expit(10 ** (0.2 + 0.8 * neuron / 14) * drive),
             }[rectification]
             np.testing.assert_allclose(split.truth[:, :, neuron], expected, rtol=1e-5)
+
+
+def explained(x, y):
+    """Share of the variance of y (samples, neurons) that a linear map of x explains, by neuron."""
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
+    rest = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+    return 1 - rest.var(0) / y.var(0)
+
+
+def test_a_nonlinear_embedding_gives_each_neuron_a_function_of_all_units_that_is_no_linear_one(activity):
+    path, arrays = activity
+    dataset = simulate(path, settings(embedding="mlp", rate_scale=4.0, n_heldin=50))
+    trials = np.concatenate([split.trial for split in dataset.splits.values()])
+    log_rates = np.log(np.concatenate([split.truth for split in dataset.splits.values()]).astype(np.float64))
+    np.testing.assert_allclose(log_rates.mean((0, 1)), 0, atol=1e-6)
+    np.testing.assert_allclose(log_rates.std((0, 1)), 1 / 4, rtol=1e-5)
+    states = arrays["states"][trials].reshape(-1, 12).astype(np.float64)
+    log_rates = log_rates.reshape(-1, 56)
+    share = explained(states, log_rates)
+    assert share.min() > 0.2
+    assert share.max() < 0.95
+    one = [explained(states[:, [unit]], log_rates) for unit in range(12) if unit != 4]
+    assert np.max(one) < 0.6
+    assert dataset.names["neurons"] == [f"function {neuron}" for neuron in range(56)]
+
+
+def test_a_nonlinear_embedding_is_a_fixed_function_of_the_state_by_seed():
+    states = make_states(n_trials=6, constant=(4,)).astype(np.float64)
+    states[5, 3] = states[0, 0]
+    drive = nonlinear_embedding(states, 7, seed=1)
+    np.testing.assert_array_equal(drive[5, 3], drive[0, 0])
+    assert drive.shape == (6, 25, 7)
+    np.testing.assert_allclose(nonlinear_embedding(3 * states - 2, 7, seed=1), drive)  # units have no unit
+    assert not np.allclose(nonlinear_embedding(states, 7, seed=2), drive)
+    far = nonlinear_embedding(np.concatenate([states, 1e4 * states[:1]]), 7, seed=1)
+    assert np.isfinite(far).all()
+    with pytest.raises(DatasetError, match="never vary"):
+        nonlinear_embedding(np.zeros((3, 4, 5)), 5, seed=0)
+
+
+def test_padding_changes_no_nonlinear_embedding(activity, tmp_path):
+    _, arrays = activity
+    lengths = np.random.default_rng(3).integers(5, 26, size=40)
+    inside = np.arange(25) < lengths[:, None]
+    facts, found = {"bin_s": 0.02, "input_names": ["a", "b", "c"], "output_names": ["x", "y"]}, []
+    for fill in (0.0, 1e3):
+        padded = arrays | {"states": np.where(inside[..., None], arrays["states"], fill).astype(np.float32)}
+        write_hdf5(tmp_path / "padded.h5", padded | {"n_bins": lengths}, facts)
+        found.append(simulate(tmp_path / "padded.h5", settings(embedding="mlp"))["train"])
+    np.testing.assert_array_equal(found[0].truth, found[1].truth)
+    valid = np.arange(25) < found[0].n_bins[:, None]
+    assert (found[0].truth[~valid] == 0).all()
+    assert (found[0].truth[valid] > 0).all()
 
 
 def test_states_and_inputs_are_the_very_arrays_behind_the_spikes(activity):

@@ -93,11 +93,10 @@ def load(path: Path | str, cache: Path | str | None = None) -> dict[str, Any]:
     Returns
     -------
     The plan, of plain values: `results`; `tasks`, `networks` (with their `task`), `recordings`, `datasets`, `models`
-    and `figures` (with what each `needs` and is `missing`, and whether it has an `interactive` page and
-    `reproduces` published numbers) with all defaults filled in;
-    `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its analysis; `requires`, task to the
-    `packages` that it needs beyond ctdb's own and how to `install` them; and `modules`, section to kind to the module
-    that defines it.
+    and `figures` (with what each `needs` and is `missing`, and whether it is `interactive` and `reproduces` published
+    numbers) with all defaults filled in; `fits`, one mapping per fit; `metrics` and `also`; `dynamics`, dataset to its
+    analysis; `requires`, task to the `packages` that it needs beyond ctdb's own and how to `install` them; and
+    `modules`, section to kind to the module that defines it.
 
     Raises
     ------
@@ -281,7 +280,7 @@ class _Checker:
 
     def _figure_of_sweep(self, figure: str, settings: Mapping[str, Any], fits: list[dict[str, Any]]) -> None:
         """Refuse a figure against a setting that is not swept, or over no numbers that its axis can show."""
-        if "key" not in settings:
+        if "key" not in settings or FIGURES[settings["kind"]].partial:
             return
         dataset, model, key = settings["dataset"], settings["model"], settings["key"]
         sweeps: dict[str, list[dict[str, Any]]] = {}
@@ -529,6 +528,9 @@ class _Checker:
         model, seed = names
         fitted = planned.fits_of(dataset)
         if model not in {name for _, name, _ in fitted}:
+            base, _, key = model.partition("@")
+            if base in layout.models and key and "=" not in key:
+                return "models", f"no fit of {base!r} to {dataset!r} sweeps {key!r}; add such a `sweep` to `fits`"
             hint = nearest(model, {name for _, name, _ in fitted})
             return "models", f"no model fitted to {dataset!r} is called {model!r}; {hint}"
         seeds = sorted({one for _, name, one in fitted if name == model})

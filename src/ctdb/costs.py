@@ -50,7 +50,7 @@ class Estimate(NamedTuple):
 
 
 def jobs_of(plan: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rule and wildcards of every job of a plan, but for those that take seconds on the submitting machine."""
+    """Rule and wildcards of every job of a plan, but for recordings, pages and the list of published numbers."""
     sources = [source for dataset in plan["datasets"].values() for source in dataset["sources"]]
     sources += [need for figure in plan["figures"].values() for need in figure["needs"]]
     behind = [names for what, *names in sources if what == "activity"]
@@ -70,6 +70,8 @@ def jobs_of(plan: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     for fit in fits:
         yield "fit", fit
         yield "score_fit", fit
+        if plan["datasets"][fit["dataset"]]["settings"]["kind"] == "continuous":
+            yield "merge", fit
         if fit["dataset"] in plan["dynamics"]:
             yield "fit_dynamics", fit
     for dataset in dict.fromkeys(fit["dataset"] for fit in fits):

@@ -11,9 +11,10 @@ import io
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -21,6 +22,8 @@ import yaml
 
 from ctdb.errors import WriteError
 
+LOOK_S = 30
+"""Time between two looks of a job on a cluster whether a later attempt has taken its claim."""
 _claim: Path | None = None
 
 
@@ -65,7 +68,7 @@ def leave_if_orphaned() -> None:
     if beside_run():
         try:
             os.kill(int(os.environ["CTDB_RUN"].split(":")[1]), 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # gone, or its number is somebody else's
             os._exit(1)
     elif _claim is not None:
         with contextlib.suppress(FileNotFoundError):  # who removes the logs means no harm
@@ -137,7 +140,7 @@ def write_hdf5(
 
 def read_hdf5(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read all arrays and root attributes of an HDF5 file; arrays in groups as ``group/name``, our aliases not."""
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:  # it is whole; some network file systems have no locks
         ours = str(file.attrs.get("format", "")).startswith("ctdb-")
         return dict(_arrays(file, "", ours, ())), dict(file.attrs)
 
@@ -163,7 +166,8 @@ def _arrays(
 def lock(folder: Path | str) -> Iterator[None]:
     """Hold `folder` for this process alone; wait where another one, such as an orphaned job, still writes to it.
 
-    The lock ends with the process that holds it, however that ends, so a kill leaves nothing to clean up.
+    The lock ends with the process that holds it, however that ends, so a kill leaves nothing to clean up. A job of a
+    cluster does not need it, for it has a claim: a file system may have no locks, or keep that of a lost node.
     Raises as :func:`write_bytes` where the folder cannot be made.
     """
     path = Path(folder) / ".lock"
@@ -177,8 +181,24 @@ def lock(folder: Path | str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{folder}: another process is still writing here; waiting for it to end", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if _claim is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                _wait_for(file, 2 * LOOK_S)
+        except OSError:
+            print(f"{folder}: this file system has no locks; going on without", file=sys.stderr)
         yield
+
+
+def _wait_for(file: IO[str], seconds: float) -> None:
+    """Lock a file, or give up after a time in which whoever had it, if alive, has seen that it lost its claim."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(min(1.0, seconds / 10))
+    print("it has lost its claim, and does not end: its node may be lost; going on", file=sys.stderr)
 
 
 def write_error(path: Path | str, error: OSError) -> WriteError:

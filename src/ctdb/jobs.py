@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctdb import interruption
 from ctdb.errors import CtdbError
-from ctdb.files import beside_run, claim, leave_if_orphaned
+from ctdb.files import LOOK_S, beside_run, claim, leave_if_orphaned
 
 
 @contextlib.contextmanager
@@ -27,6 +27,7 @@ def job(log: str, threads: int) -> Iterator[None]:
     """
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(threads)
+    _hide_gpus_not_granted()
     terminal = os.dup(2)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", buffering=1) as file:
@@ -54,7 +55,15 @@ def job(log: str, threads: int) -> Iterator[None]:
             os._exit(1)  # closing the log in the usual way would fail on a full disk, and hide the message
 
 
+def _hide_gpus_not_granted() -> None:
+    """On a node of a cluster, see no GPU that Slurm has not given to this job; not every cluster sees to it itself."""
+    granted = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+    on_cluster = "CTDB_RUN" in os.environ and not beside_run()
+    if on_cluster and not any(os.environ.get(name) for name in granted):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def _watch_run() -> None:
     while True:
         leave_if_orphaned()
-        time.sleep(0.5 if beside_run() else 30)
+        time.sleep(0.5 if beside_run() else LOOK_S)

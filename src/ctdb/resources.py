@@ -72,6 +72,7 @@ COSTS = {
     "figure": Cost(300, 6, 15, 0),
     "interactive": Cost(400, 6, 15, 0),
     "reproduction": Cost(200, 0, 10, 0),
+    "report": Cost(400, 0, 60, 0),
 }
 """By rule, or by rule and kind of model."""
 SNAKEMAKE_MB = 400
@@ -151,11 +152,12 @@ class Needs:
         }
 
     def is_worth_a_gpu(self, rule: str, wildcards: Mapping[str, str]) -> bool:
-        """Whether a job is a training that takes long on a CPU, and is not told to run on one."""
-        if rule not in ("train_network", "fit"):
+        """Whether a job is a training that is told to run on a GPU, or takes long on a CPU and is not told to."""
+        if rule not in TRAININGS:
             return False
-        on_cpu = self._spec(rule, wildcards)["training"]["backend"] == "cpu"
-        return not on_cpu and self.expected(rule, wildcards)[1] >= 60 * GPU_FROM_MINUTES
+        backend = self._spec(rule, wildcards)["training"]["backend"]
+        is_long = self.expected(rule, wildcards)[1] >= 60 * GPU_FROM_MINUTES
+        return backend == "cuda" or (backend != "cpu" and is_long)
 
     def expected(self, rule: str, wildcards: Mapping[str, str]) -> tuple[float, float]:
         """Memory (MB) and time (s) that a job will take at most, by what others took."""
@@ -193,7 +195,7 @@ class Needs:
                 return _training(network, trials)
             width = _width(network)
             return Work(trials.bins * (trials.channels + 3 * width), trials.bins * width / 64)
-        if rule in ("gather_scores", "reproduction"):
+        if rule in ("gather_scores", "reproduction", "report"):
             return Work(0, 0)
         if rule in ("figure", "interactive"):
             return Work(self._most_values, 0)
@@ -316,6 +318,7 @@ PATHS = {
     "reproduction": "reproduction",
     "interactive": r"figures/(?P<figure>[^/]+)\.interactive",
     "figure": "figures/(?P<figure>[^/]+)",
+    "report": "report",
 }
 """Benchmark files of the rules, without their suffix."""
 
@@ -356,12 +359,13 @@ def proposed(used: list[Used], needs: Needs) -> dict[str, tuple[Cost, Cost, int]
     """For each key of :data:`COSTS`: its numbers, those that just cover what was used, and how many jobs that were.
 
     Both numbers of memory, and both of time, are scaled alike, so that the job that came nearest to them fills them.
+    Times on a GPU are left out: the numbers are those of a core.
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    for rule, wildcards, memory_mb, seconds, *_ in used:
-        expected = needs.expected(rule, wildcards)
-        shares = (memory_mb / expected[0], seconds / expected[1])
-        found.setdefault(needs.cost_name(rule, wildcards), []).append(shares)
+    for one in used:
+        memory_mb, seconds = needs.expected(one.rule, one.wildcards)
+        shares = (one.memory_mb / memory_mb, 0.0 if one.gpu_seconds else one.seconds / seconds)
+        found.setdefault(needs.cost_name(one.rule, one.wildcards), []).append(shares)
     result = {}
     for name in (name for name in COSTS if name in found):
         memory, time = (max(shares) or 1.0 for shares in zip(*found[name], strict=True))  # 0: not measured

@@ -2,7 +2,8 @@
 
 The pipeline is that of the computation-through-dynamics benchmark (CtDB): each neuron reads one hidden unit, which is
 standardised, divided by `rate_scale`, rectified to a rate per bin, and observed through a count distribution. Its
-defects are repaired; ``compatibility: ctd`` brings the two back that change published numbers.
+defects are repaired; ``compatibility: ctd`` brings the two back that change published numbers. In place of a unit, a
+neuron may read a random non-linear function of all of them (``embedding: mlp``).
 
 Repairs
 -------
@@ -35,6 +36,8 @@ from ctdb.seeds import numpy_generator
 from ctdb.settings import Count, NonNegative, Positive, Seed
 
 SIGMOID_MAXIMUM = 2.0
+MLP_UNITS, MLP_GAIN = 100, 2.0
+"""Hidden units of the non-linear embedding, and the standard deviation of what each is driven by."""
 HIGHEST_RATE = 1e6
 """Spikes per bin that no neuron has: counts beyond it have no exact float32."""
 PER_BIN = ("states", "inputs", "inputs_true", "behavior")
@@ -45,6 +48,7 @@ class SimulationSettings(DatasetSettings):
     """Settings of a dataset of kind `simulated`.
 
     `variant` names other trials of the task than its `simulate`, on which the network was run as well.
+    `embedding` says what a neuron reads: one unit, or a random network of all of them.
     With `mean_rate_hz`, each neuron gets the bias that makes its mean rate that, times a factor of its own whose
     logarithm is N(0, mean_rate_spread^2), with mean 1 over neurons. `skip_bins` leaves out the first bins of each
     trial. `behavior` names the channels of the network's body to take, all where not given.
@@ -56,6 +60,7 @@ class SimulationSettings(DatasetSettings):
     variant: str = ""
     n_heldin: Count = 50
     n_heldout: int = Field(10, ge=0)
+    embedding: Literal["units", "mlp"] = "units"
     rate_scale: Positive = 2.0
     rectification: Literal["exp", "sigmoid", "softplus"] = "exp"
     dispersion: Positive = 1.0
@@ -130,8 +135,14 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
             if name in recorded and recorded[name].size:
                 recorded[name] = np.where(valid[..., None], recorded[name], 0)
     n_neurons = settings.n_heldin + settings.n_heldout
-    units = embedding(states[valid], n_neurons, settings.seed)
-    drive = standardise(states, settings.compatibility, valid)[:, :, units] / settings.rate_scale
+    if settings.embedding == "units":
+        units = embedding(states[valid], n_neurons, settings.seed)
+        neurons = [f"unit {unit}" for unit in units]
+        drive = standardise(states, settings.compatibility, valid)[:, :, units] / settings.rate_scale
+    else:
+        neurons = [f"function {neuron}" for neuron in range(n_neurons)]
+        drive = nonlinear_embedding(states, n_neurons, settings.seed, valid)
+        drive = standardise(drive, settings.compatibility, valid) / settings.rate_scale
     drive[~valid] = 0  # a rate that overflows in padding would be no zero there, but NaN
     if settings.mean_rate_hz is not None:
         drive += biases(drive[valid], settings, float(facts["bin_s"]))
@@ -157,7 +168,7 @@ def simulate(activity: Path | str, settings: SimulationSettings) -> SpikeDataset
         trial=np.arange(len(spikes)),
     )
     names = {
-        "neurons": [f"unit {unit}" for unit in units],
+        "neurons": neurons,
         "inputs": [str(name) for name in facts["input_names"]],
         "inputs_true": [str(name) for name in facts.get("true_input_names", [])],
         "behavior": behavior_names,
@@ -221,13 +232,44 @@ def embedding(states: Float[np.ndarray, "*samples units"], n_neurons: int, seed:
     DatasetError
         If no unit varies.
     """
-    deviation = states.reshape(-1, states.shape[-1]).std(0)
-    varying = np.flatnonzero(deviation > 1e-6 * max(deviation.max(), np.finfo(float).tiny))
-    if len(varying) == 0:
-        raise DatasetError("the network's states never vary, so no spikes can carry them; train it longer or reseed it")
+    varying = _varying(states.reshape(-1, states.shape[-1]))
     rng = numpy_generator("embedding", seed)
     n_permutations = -(-n_neurons // len(varying))
     return np.concatenate([rng.permutation(varying) for _ in range(n_permutations)])[:n_neurons]
+
+
+def nonlinear_embedding(
+    states: Float[np.ndarray, "trials bins units"],
+    n_neurons: int,
+    seed: int,
+    valid: Bool[np.ndarray, "trials bins"] | None = None,
+) -> Float[np.ndarray, "trials bins neurons"]:
+    r"""What neurons read from a random network of two layers, :math:`V \tanh(W z + b)`, of the standardised states z.
+
+    :math:`W_{ij} \sim N(0, g^2 / D)` with D varying units and g = 2, so that many hidden units saturate;
+    :math:`b_i \sim N(0, 1)` and :math:`V_{ij}` standard normal over the root of the number of hidden units.
+
+    Raises
+    ------
+    DatasetError
+        If no unit varies.
+    """
+    samples = states.reshape(-1, states.shape[2]) if valid is None else states[valid]
+    units = standardise(states, "none", valid)[:, :, _varying(samples)]
+    rng = numpy_generator("nonlinear embedding", seed)
+    weights = rng.normal(0, MLP_GAIN / np.sqrt(units.shape[2]), (units.shape[2], MLP_UNITS))
+    offsets = rng.normal(size=MLP_UNITS)
+    readout = rng.normal(0, 1 / np.sqrt(MLP_UNITS), (MLP_UNITS, n_neurons))
+    return np.tanh(units @ weights + offsets) @ readout
+
+
+def _varying(states: Float[np.ndarray, "samples units"]) -> Int[np.ndarray, " varying"]:
+    """Units that vary; raises DatasetError if none does."""
+    deviation = states.std(0)
+    varying = np.flatnonzero(deviation > 1e-6 * max(deviation.max(), np.finfo(float).tiny))
+    if len(varying) == 0:
+        raise DatasetError("the network's states never vary, so no spikes can carry them; train it longer or reseed it")
+    return varying
 
 
 def standardise(

@@ -1,5 +1,7 @@
 """The Slurm cluster that jobs go to: what the user says of it, what it would refuse, and what it still runs."""
 
+import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from ctdb.errors import ClusterError, nearest
 from ctdb.settings import Count, Settings
 
 NOTICE_S = 120
 """Time before its time limit at which a job is told, so that it can write a checkpoint."""
-LONGEST_LOOK_S = 180
-"""Snakemake's executor asks for the states of jobs at least so often."""
+LONGEST_LOOK_S = 240
+"""Snakemake's executor asks for the states of jobs at least so often: every 180 s, and an answer may take a minute."""
 
 
 class Partition(Settings):
@@ -30,13 +33,22 @@ class Partition(Settings):
     partition: str | None = None
     max_minutes: Count | None = None
     max_memory_mb: Count | None = None
-    max_threads: Count | None = None
 
 
 class GpuPartition(Partition):
     """Where trainings that are worth a GPU go; `model` is the cluster's name for one kind of them."""
 
     model: str | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _is_taken_by_snakemake(cls, model: str | None) -> str | None:
+        if model is not None and not re.fullmatch(r"[A-Za-z0-9_.]+", model):
+            raise PydanticCustomError(
+                "gpu_model",
+                "Snakemake takes letters, digits, _ and . only; leave it out, and choose the GPUs by their partition",
+            )
+        return model
 
 
 class Site(Settings):
@@ -109,6 +121,31 @@ def check(requests: Mapping[str, Mapping[str, Any]], status_command: str, path: 
         refused = _ask("sbatch", "--test-only", *_options(request), "--wrap", "true")
         if refused.returncode:
             raise ClusterError(_refusal(name, request, refused.stderr, path))
+        limit = _limit_minutes(request.get("slurm_partition"))
+        if (request.get("runtime") or 0) > limit:  # some clusters take such a job, and never start it
+            why = f"its partition allows {limit:g} minutes (set max_minutes)"
+            raise ClusterError(_refusal(name, request, why, path))
+
+
+def _partitions() -> list[list[str]]:
+    """Name (with a * where it is the default), time limit, CPUs, memory and GPUs of each partition and kind of node."""
+    return [line.split("|") for line in _answer("sinfo", "-h", "-o", "%P|%l|%c|%m|%G").splitlines()]
+
+
+def _limit_minutes(partition: str | None) -> float:
+    """Time limit of a partition, None for the default one; infinite where there is none."""
+    there = ((name.removesuffix("*"), name.endswith("*"), limit) for name, limit, *_ in _partitions())
+    limits = (limit for name, is_default, limit in there if (name == partition if partition else is_default))
+    return _minutes(next(limits, ""))
+
+
+def _minutes(limit: str) -> float:
+    """Minutes of a limit such as ``2-00:00:00``, ``1:00:00`` or ``30:00``; infinite for what is no time."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if found is None:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 1440 * days + 60 * hours + minutes + seconds / 60
 
 
 def _check_status_command(status_command: str, keeps_accounts: bool, remembered_s: int) -> None:
@@ -153,10 +190,10 @@ def _options(request: Mapping[str, Any]) -> list[str]:
 def _refusal(name: str, request: Mapping[str, Any], said: str, path: Path | str) -> str:
     """What Slurm would refuse and why, what there is, and where to change it."""
     why = said.strip().splitlines()[-1].removeprefix("allocation failure: ") if said.strip() else "no reason given"
-    there = [line.split("|") for line in _answer("sinfo", "-h", "-o", "%R|%l|%c|%m|%G").splitlines()]
     partitions = "; ".join(
-        f"{partition}: up to {time}, {cpus} CPUs and {memory} MB a node, {'no GPU' if gres == '(null)' else gres}"
-        for partition, time, cpus, memory, gres in there
+        f"{partition.removesuffix('*')}: up to {time}, {cpus} CPUs and {memory} MB a node, "
+        f"{'no GPU' if gres == '(null)' else gres}"
+        for partition, time, cpus, memory, gres in _partitions()
     )
     return (
         f"Slurm would refuse the job {name!r} ({shlex.join(_options(request))}): {why}. "

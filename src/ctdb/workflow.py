@@ -117,7 +117,8 @@ def hold_results(results: Path | str, slurm_run: str | None = None) -> None:
     command simply runs again. (Snakemake's own lock, which the profiles switch off, outlives a killed run and must be
     removed by hand.) Locks need not reach other machines on a shared file system (on NFS they may not, and fail
     silently), but a name is given once: an owner file keeps out runs on other machines, and tells which jobs of a
-    killed run a cluster may still hold. It is removed when this process ends, unless it is killed.
+    killed run a cluster may still hold. It is removed when this process ends, unless it is killed or jobs of a cluster
+    are still at work.
 
     Jobs learn which process they belong to. Those on this machine end themselves when it is gone; those of a cluster
     go on.
@@ -158,7 +159,7 @@ def _own(owner: Path, mine: Mapping[str, Any], locked: bool) -> None:
     fresh.write_text(json.dumps(mine))
     try:
         with contextlib.suppress(FileExistsError):
-            os.link(fresh, owner)  # on any file system only one of several succeeds
+            _give_name(fresh, owner, json.dumps(mine))
             return
         _refuse_living(owner, locked)
         os.replace(fresh, owner)
@@ -166,13 +167,30 @@ def _own(owner: Path, mine: Mapping[str, Any], locked: bool) -> None:
         fresh.unlink(missing_ok=True)
 
 
+def _give_name(fresh: Path, owner: Path, text: str) -> None:
+    """Make the owner file, which only one of several runs can; raise FileExistsError if there is one."""
+    try:
+        os.link(fresh, owner)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(owner, "x") as file:
+            file.write(text)
+
+
 def _refuse_living(owner: Path, locked: bool) -> None:
-    last = json.loads(owner.read_text())
+    try:
+        last = json.loads(owner.read_text())
+        run, place = last["slurm"], f"process {last['process']} on {last['host']}"
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{owner}: cannot be read, so whether another run is at work in {owner.parent} is not known; make sure "
+            "that none is, remove the file and run again"
+        ) from None
     if not locked and last["host"] == os.uname().nodename and _is_alive(last["process"]):
         raise ConfigError(
             f"another run (process {last['process']}) is at work in {owner.parent}; wait for it, or stop it"
         )
-    run, place = last["slurm"], f"process {last['process']} on {last['host']}"
     if last["host"] != os.uname().nodename:
         jobs = f" and its jobs are too (`squeue --name={run}`)" if run else ""
         raise ConfigError(
@@ -196,8 +214,9 @@ def _is_alive(process: int) -> bool:
 
 
 def _disown(owner: Path, mine: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(owner.read_text()) == mine:
+    """Remove the owner file, unless jobs of the run are still at work, as some seconds after they were cancelled."""
+    with contextlib.suppress(OSError, ValueError, CtdbError):
+        if json.loads(owner.read_text()) == mine and not (mine["slurm"] and slurm.queued(mine["slurm"])):
             owner.unlink()
 
 

@@ -116,11 +116,20 @@ def test_ibl_sessions_are_fitted_above_the_floor_and_band_decodes_the_wheel_best
 
 
 def test_every_figure_has_its_pdf_png_and_csv(demo):
-    figures = {path.stem for path in (demo / "figures").iterdir() if path.suffix != ".html"}
+    figures = {path.stem for path in (demo / "figures").iterdir() if path.suffix != ".json"}
     assert {"task_performance", "nbff_rates", "nbff_latents", "nbff_scores"} <= figures
     for figure in figures:
         assert (demo / f"figures/{figure}.pdf").read_bytes()[:5] == b"%PDF-"
         assert len(pd.read_csv(demo / f"figures/{figure}.csv")) > 0
+
+
+def test_the_report_tells_of_all_of_it(demo):
+    text = (demo / "report.html").read_text()
+    n_fits = len(list((demo / "fits").glob("*/*/seed*")))
+    assert f"{n_fits} of {n_fits} fits went well" in text
+    for figure in (demo / "figures").glob("*.pdf"):
+        assert f'id="figure-{figure.stem}"' in text
+    assert len(text) < 15e6
 
 
 def test_no_output_holds_a_path_of_this_machine(demo):

@@ -72,7 +72,7 @@ def test_every_network_is_known_by_its_cell(kind):
     assert_equal(jacobian_of(network.step)(state, input), by_autograd(network.step)(state, input))
 
 
-@pytest.mark.parametrize("kind", ["sae_gru", "sae_rnn", "sae_node", "lds", "lfads", "band"])
+@pytest.mark.parametrize("kind", ["sae_gru", "sae_rnn", "sae_node", "lds", "slds", "lfads", "band"])
 def test_every_model_is_known_by_its_cell(kind, make_dataset):
     dataset = make_dataset(ext_input=2, behavior=2)
     own = {"co_dim": 1, "gen_dim": 5, "cell_clip": 0.7} if kind in ("lfads", "band") else {"latent_size": 5}

@@ -1,5 +1,8 @@
 """Figures: files that are whole and reproducible, tables that hold what is drawn, recordings without truth."""
 
+import base64
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from matplotlib import pyplot as plt
 from ctdb import datasets
 from ctdb.errors import DatasetError
 from ctdb.figures import FIGURES
-from ctdb.figures.base import make
+from ctdb.figures.base import make, make_interactive
 from ctdb.figures.planned import Files, Planned
 from ctdb.files import write_hdf5
 from ctdb.scores import COLUMNS
@@ -272,3 +275,35 @@ def test_a_trial_that_is_not_there_is_refused(simulated, tmp_path):
     _, files = simulated
     with pytest.raises(DatasetError, match="trial 999 of"):
         draw("raster", files, tmp_path / "figure", dataset="some", models=["good"], trial=999)
+
+
+def test_states_to_be_turned_are_those_on_paper_with_the_truth_beside_each_fit(simulated, tmp_path):
+    _, files = simulated
+    table = draw("latents", files, tmp_path / "figure", dataset="some", models=["good"], n_trials=3)
+    figure = FIGURES["latents"]
+    settings = figure.Settings(kind="latents", dataset="some", models=["good"], n_trials=3)
+    make_interactive(figure, settings, Files({need: str(path) for need, path in files.items()}), tmp_path / "figure")
+    drawn = json.loads((tmp_path / "figure.json").read_text())
+    assert [trace["name"] for trace in drawn["data"]] == ["true states", "good"]
+    for trace in drawn["data"]:
+        rows = table[table["source"] == trace["name"]]
+        for letter, column in zip("xyz", ("pc1", "pc2", "pc3"), strict=True):
+            values = np.frombuffer(base64.b64decode(trace[letter]["bdata"]), trace[letter]["dtype"])
+            assert np.isnan(values).sum() == 3  # a gap after each trial
+            np.testing.assert_allclose(values[~np.isnan(values)], rows[column], rtol=1e-4, atol=1e-5)
+    choices = drawn["layout"]["meta"]["choices"]
+    assert [(one["label"], one["visible"]) for one in choices] == [("true states and all fits", [True, True]), ("true states", [True, False]), ("true states and good", [True, True])]  # fmt: skip
+    truth, good = (trace["line"] for trace in drawn["data"])
+    assert truth["color"] != good["color"]
+
+
+def test_what_cannot_be_turned_says_why(simulated, tmp_path):
+    _, files = simulated
+    figure = FIGURES["latents"]
+    settings = figure.Settings(kind="latents", dataset="some", models=["good"])
+    there = {("dataset", "some"): str(files["dataset", "some"])}
+    lacking = Files(there, {("fit", "some", "good", 0): "a fit of 'good' to 'some'"})
+    make_interactive(figure, settings, lacking, tmp_path / "figure")
+    assert (
+        json.loads((tmp_path / "figure.json").read_text())["layout"]["meta"]["missing"] == "a fit of 'good' to 'some'"
+    )

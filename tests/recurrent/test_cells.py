@@ -19,7 +19,7 @@ from ctdb.recurrent import (
     initialise,
     scan,
 )
-from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
+from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell, SwitchingLinearCell
 
 CLIP = 0.8  # low, so that some of the states drawn below are clipped and others are not
 
@@ -33,6 +33,7 @@ CELLS = {
     "chaotic": lambda n_inputs: ChaoticRateCell(n_inputs, 5, gain=1.5, leak=0.2),
     "ei": lambda n_inputs: EIRateCell(n_inputs, 5, n_excitatory=3, leak=0.4, spectral_radius=1.3),
     "oscillator": lambda n_inputs: OscillatorCell(n_inputs, 3, time_step=0.2, stiffness=1.7, damping=0.6),
+    "switching": lambda n_inputs: SwitchingLinearCell(n_inputs, 5, n_modes=3),
 }
 
 
@@ -93,6 +94,14 @@ def by_hand(kind, cell, u, h):
         force = np.tanh(y @ recurrent[:, :3].T + z @ recurrent[:, 3:].T + u @ w["weight_ih"].T + w["bias"])
         z = (z + 0.2 * force - 0.2 * 1.7 * y) / (1 + 0.2 * 0.6)
         return np.concatenate([y + 0.2 * z, z], axis=1)
+    if kind == "switching":
+        following = np.zeros_like(h)
+        for trial, (given, state) in enumerate(zip(u, h, strict=True)):
+            odds = np.exp(w["mode_weight"] @ state + w["mode_bias"])
+            for mode, odd in enumerate(odds):
+                moved = w["weight_hh"][mode] @ state + w["weight_ih"][mode] @ given + w["bias"][mode]
+                following[trial] += odd / odds.sum() * moved
+        return following
     assert kind == "euler"
     x = np.concatenate([h, u], axis=1)
     for layer in (0, 2):
@@ -343,3 +352,40 @@ def test_unit_row_map_acts_with_rows_of_norm_one_whatever_its_weights():
     layer(x).sin().sum().backward()  # so no step along a row's own direction is ever taken
     np.testing.assert_allclose((layer.weight.grad * layer.weight).sum(1).detach().numpy(), 0, atol=1e-12)
     assert layer.weight.grad.abs().max() > 1e-4
+
+
+def test_a_switching_cell_of_one_mode_is_linear():
+    switching, linear = SwitchingLinearCell(3, 5, n_modes=1).double(), LinearCell(3, 5).double()
+    initialise(switching, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        linear.recurrent.weight.copy_(switching.weight_hh[0])
+        linear.recurrent.bias.copy_(switching.bias[0])
+        linear.input.weight.copy_(switching.weight_ih[0])
+    u, h = draw(6, 3), draw(6, 5, seed=2)
+    torch.testing.assert_close(switching(u, h), linear(u, h))
+
+
+def test_two_modes_have_two_stable_points_and_share_what_lies_between():
+    cell = SwitchingLinearCell(1, 1, n_modes=2).double()
+    with torch.no_grad():
+        for parameter, value in ((cell.weight_hh, 0.5), (cell.weight_ih, 0.0), (cell.mode_bias, 0.0)):
+            parameter.fill_(value)
+        cell.bias.copy_(torch.tensor([[-0.5], [0.5]]))  # h' = h / 2 -+ 1/2: points at -1 and 1
+        cell.mode_weight.copy_(torch.tensor([[-8.0], [8.0]]))
+        state = torch.tensor([[-3.0], [-0.2], [0.2], [3.0]], dtype=torch.float64)
+        for _ in range(60):
+            state = cell(torch.zeros(4, 1, dtype=torch.float64), state)
+        np.testing.assert_allclose(state[:, 0], [-1, -1, 1, 1], atol=1e-5)
+        shares = cell.mode_shares(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    np.testing.assert_allclose(shares[0], [0.5, 0.5])
+    np.testing.assert_allclose(shares[1, 1], 1 / (1 + np.exp(-16)))
+
+
+def test_the_modes_of_a_switching_cell_start_near_the_identity_and_apart():
+    cell = SwitchingLinearCell(0, 40, n_modes=4)
+    initialise(cell, torch.Generator().manual_seed(0))
+    norms = torch.linalg.matrix_norm(cell.weight_hh, 2)
+    np.testing.assert_allclose(norms.detach(), 0.95, rtol=1e-5)
+    assert (cell.weight_hh.diagonal(dim1=1, dim2=2) > 0.6).all()
+    assert cell.mode_weight.std().item() == pytest.approx(4 / np.sqrt(40), rel=0.2)
+    assert cell.mode_shares(torch.randn(200, 40, generator=torch.Generator().manual_seed(1))).max(1)[0].mean() > 0.8

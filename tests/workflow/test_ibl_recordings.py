@@ -245,6 +245,8 @@ def test_a_recording_that_is_not_there_is_refused_and_one_that_is_not_used_is_no
         "score_fit": 1,
         "score_anchors": 1,
         "gather_scores": 1,
+        "reproduction": 1,
+        "report": 1,
     }
     project.edit("config.yaml", "recording: bob", "recording: bobby")
     run = project.run("--dry-run")

@@ -5,6 +5,7 @@ import subprocess
 
 SCORING = {"score_fit": 3, "score_anchors": 2, "gather_scores": 1}
 DYNAMICS = {"true_dynamics": 1, "fit_dynamics": 2, "dsa": 1}
+REPORT = {"report": 1}
 
 
 def test_a_finished_run_has_nothing_to_do(finished):
@@ -41,7 +42,7 @@ def test_a_changed_metric_rescores_and_redraws_only(copy):
     copy.edit("src/ctdb/metrics/cycle_consistency.py", "VARIANCE_KEPT = 0.99", "VARIANCE_KEPT = 0.98")
     planned = copy.planned()
     figures = planned.pop("figure")
-    assert planned == SCORING | DYNAMICS  # which the package of metrics is part of
+    assert planned == SCORING | DYNAMICS | REPORT | {"interactive": 1}  # which the package of metrics is part of
     assert figures >= 1
 
 
@@ -49,21 +50,21 @@ def test_changed_dynamics_compare_again_and_redraw_only(copy):
     copy.edit("src/ctdb/dynamics/newton.py", "LAP = 15", "LAP = 16")
     planned = copy.planned()
     assert planned.pop("figure") >= 1
-    assert planned == DYNAMICS | {"gather_scores": 1}
+    assert planned == DYNAMICS | REPORT | {"gather_scores": 1}
 
 
 def test_other_settings_of_dynamics_compare_again_only(copy):
     copy.edit("config.yaml", "fixed_points: {n_starts: 10}", "fixed_points: {n_starts: 11}")
     planned = copy.planned()
     assert planned.pop("figure") >= 1
-    assert planned == {"true_dynamics": 1, "fit_dynamics": 2, "gather_scores": 1}
+    assert planned == REPORT | {"true_dynamics": 1, "fit_dynamics": 2, "gather_scores": 1}
 
 
 def test_other_settings_of_dsa_compare_by_dsa_again_only(copy):
     copy.edit("config.yaml", "n_null: 3", "n_null: 4")
     planned = copy.planned()
     assert planned.pop("figure") >= 1
-    assert planned == {"dsa": 1, "gather_scores": 1}
+    assert planned == REPORT | {"dsa": 1, "gather_scores": 1}
 
 
 def test_a_changed_model_refits_that_model_only(copy):
@@ -105,7 +106,7 @@ def test_a_new_seed_trains_one_more_fit_per_model(copy):
     copy.edit("config.yaml", "models: [sae_gru, lds], seeds: [0]", "models: [sae_gru, lds], seeds: [0, 1]")
     planned = copy.planned()
     assert planned.pop("figure") == 1
-    assert planned == {"fit": 2, "score_fit": 2, "fit_dynamics": 2, "dsa": 1, "gather_scores": 1}
+    assert planned == REPORT | {"fit": 2, "score_fit": 2, "fit_dynamics": 2, "dsa": 1, "gather_scores": 1}
     assert copy.planned_outputs("fit").count("seed1/weights") == 2
 
 
@@ -157,9 +158,16 @@ def test_a_figure_s_settings_and_the_style_redraw_only(copy):
     copy.edit(
         "config.yaml", "{kind: task_performance, network: gru}", "{kind: task_performance, network: gru, n_trials: 1}"
     )
-    assert copy.planned() == {"figure": 1}
+    assert copy.planned() == REPORT | {"figure": 1}
     copy.edit("src/ctdb/figures/ctdb.mplstyle", "font.size: 7", "font.size: 8")
-    assert copy.planned() == {"figure": 4}
+    assert copy.planned() == REPORT | {"figure": 4, "interactive": 1}
+
+
+def test_another_look_of_the_report_writes_the_report_only(copy):
+    copy.edit("src/ctdb/report/report.css", "max-width: 70ch", "max-width: 60ch")
+    assert copy.planned() == REPORT
+    copy.edit("src/ctdb/report/page.py", "3600 * hours", "3600.0 * hours")
+    assert copy.planned() == REPORT
 
 
 def test_a_removed_result_is_made_again_with_the_same_bytes(copy, finished):

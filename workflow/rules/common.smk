@@ -1,7 +1,12 @@
 # The checked plan of the configuration file, and the names that the rules share.
 
+import os
 import sys
+from pathlib import Path
 
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+from ctdb import interruption
 from ctdb import slurm as ctdb_slurm
 from ctdb import workflow as ctdb_workflow
 from ctdb.config import data_path
@@ -11,12 +16,15 @@ from ctdb.errors import CtdbError
 from ctdb.metrics.case import COSTLY
 from ctdb.resources import NAMES, Needs, threads
 
+PAPER = f"{workflow.basedir}/config/config.yaml"
+
 try:
-    PLAN = ctdb_workflow.plan(
-        workflow.overwrite_configfiles, workflow.config_settings.config or {}, f"{workflow.basedir}/config/config.yaml"
-    )
+    PLAN = ctdb_workflow.plan(workflow.overwrite_configfiles, workflow.config_settings.config or {}, PAPER)
 except CtdbError as error:
     sys.exit(f"error: {error}")
+
+if "CTDB_RUN" in os.environ:  # this is the Snakemake of one job
+    JobScheduler.exit_gracefully = interruption.passed_on(JobScheduler.exit_gracefully)
 
 
 onstart:
@@ -31,6 +39,7 @@ onsuccess:
 
 
 RESULTS = PLAN["results"]
+CONFIG = next(iter(workflow.overwrite_configfiles), PAPER)
 FITS = {(fit["dataset"], fit["model"], fit["seed"]): fit for fit in PLAN["fits"]}
 MODULES = PLAN["modules"]
 NEEDS = Needs(PLAN)
@@ -223,6 +232,12 @@ def needed_file(what, *names):
     return score_file(*names) if what == "scores" else dynamics_file(*names, name="scores.csv")
 
 
+def plan_of_report(wildcards, resources):
+    """What was run, and how it was said. That it asks for `resources` keeps it from being a trigger: what changes a
+    result changes an input of the report too."""
+    return {"plan": PLAN, "config": Path(CONFIG).read_text(encoding="utf-8"), "name": Path(CONFIG).name}
+
+
 def initial_fit(wildcards):
     """Files of the fit that another one begins with; none for most."""
     initial = fit_of(wildcards)["spec"]["initial_fit"]
@@ -325,5 +340,5 @@ FIGURE_FILES = expand(
     f"{RESULTS}/figures/{{figure}}.{{suffix}}", figure=PLAN["figures"], suffix=["pdf", "png", "csv", "txt"]
 )
 REPRODUCING = [figure for figure, settings in PLAN["figures"].items() if settings["reproduces"]]
-PAGES = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
-FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.html", figure=PAGES)
+INTERACTIVE = [figure for figure, settings in PLAN["figures"].items() if settings["interactive"]]
+FIGURE_FILES += expand(f"{RESULTS}/figures/{{figure}}.json", figure=INTERACTIVE)

@@ -8,7 +8,7 @@ rule figure:
         lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
     output:
         pdf=f"{RESULTS}/figures/{{figure}}.pdf",
-        png=report(f"{RESULTS}/figures/{{figure}}.png", category="Figures", labels={"figure": "{figure}"}),
+        png=f"{RESULTS}/figures/{{figure}}.png",
         table=f"{RESULTS}/figures/{{figure}}.csv",
         caption=f"{RESULTS}/figures/{{figure}}.txt",
     log:
@@ -35,13 +35,13 @@ rule interactive:
     input:
         lambda wildcards: [needed_file(*need) for need in PLAN["figures"][wildcards.figure]["needs"]],
     output:
-        report(f"{RESULTS}/figures/{{figure}}.html", category="Figures", labels={"figure": "{figure}, interactive"}),
+        f"{RESULTS}/figures/{{figure}}.json",
     log:
         f"{RESULTS}/logs/figures/{{figure}}.interactive.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures/{{figure}}.interactive.tsv"
     wildcard_constraints:
-        figure="|".join(PAGES) or "(?!)",
+        figure="|".join(INTERACTIVE) or "(?!)",
     threads: threads("interactive")
     resources:
         **needs("interactive"),

@@ -1,4 +1,4 @@
-"""Write one figure as a page that is turned with the mouse."""
+"""Write one figure as the report shows it in three dimensions."""
 
 from ctdb.jobs import job
 
@@ -10,4 +10,4 @@ with job(snakemake.log[0], snakemake.threads):
     settings = snakemake.params.settings
     figure = FIGURES[settings["kind"]]
     files = Files.of(snakemake.params.needs, snakemake.input, snakemake.params.missing)
-    make_interactive(figure, figure.Settings(**settings), files, snakemake.output[0].removesuffix(".html"))
+    make_interactive(figure, figure.Settings(**settings), files, snakemake.output[0].removesuffix(".json"))

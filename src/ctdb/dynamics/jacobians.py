@@ -15,7 +15,7 @@ from ctdb.recurrent import (
     LinearCell,
     TanhCell,
 )
-from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell
+from ctdb.recurrent.rate_cells import ChaoticRateCell, EIRateCell, OscillatorCell, SwitchingLinearCell
 
 Step = Callable[[Tensor, Tensor], Tensor]
 """``step(state (n, d), input (n, i)) -> next state (n, d)``, each row by itself."""
@@ -189,6 +189,14 @@ def _oscillator(cell: OscillatorCell, input: Tensor, state: Tensor) -> tuple[Ten
     return torch.cat([place, velocity], 1), torch.cat([tau * by_input, by_input], 1).reshape(n, cell.n_states, -1)
 
 
+def _switching(cell: SwitchingLinearCell, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    shares, moved = cell.mode_shares(state), cell.moved_by_each(input, state)
+    following = (shares[:, :, None] * moved).sum(1, keepdim=True)
+    by_logit = shares[:, :, None] * (moved - following)
+    by_state = torch.einsum("nk,kab->nab", shares, cell.weight_hh) + by_logit.mT @ cell.mode_weight
+    return by_state, torch.einsum("nk,kab->nab", shares, cell.weight_ih)
+
+
 CLOSED_FORMS: dict[Callable, Callable[[Cell, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     GRUCell.forward: _gru,
     ClippedGRUCell.forward: _clipped_gru,
@@ -198,5 +206,6 @@ CLOSED_FORMS: dict[Callable, Callable[[Cell, Tensor, Tensor], tuple[Tensor, Tens
     ChaoticRateCell.forward: _chaotic,
     EIRateCell.forward: _ei,
     OscillatorCell.forward: _oscillator,
+    SwitchingLinearCell.forward: _switching,
 }
 """Closed form ``(cell, input, state) -> Jacobians`` of each cell's `forward`; one that is overridden has none here."""

@@ -1,13 +1,13 @@
 """What a figure is: how it is drawn, and how it goes to disk as PDF and PNG, with its numbers and its caption."""
 
-import html
 import inspect
 import io
+import json
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import matplotlib as mpl
 import numpy as np
@@ -44,8 +44,9 @@ class Figure(ABC):
     """Fields that a dataset need not have but this figure does."""
     partial: ClassVar[bool] = False
     """Whether the figure is drawn from what there is, and says what is missing, where a fit is not in the plan."""
-    interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], str] | None] = None
-    """A kind may have a static method of this name, of the arguments of `draw`: the same as a page, in HTML."""
+    interactive: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], Any] | None] = None
+    """A kind may have a static method of this name, of the arguments of `draw`: the same as a figure of plotly, which
+    the report shows."""
     reproduction: ClassVar[Callable[[FigureSettings, Mapping[Need, str]], pd.DataFrame] | None] = None
     """A kind with published numbers has a static method of this name, of the arguments of `draw`: ours beside them, as
     :func:`ctdb.figures.published.comparison` returns them."""
@@ -100,8 +101,8 @@ def say_missing(ax: Axes, error: MissingError) -> None:
     """Write into an empty panel what is missing."""
     ax.set_axis_off()
     write = ax.text2D if hasattr(ax, "text2D") else ax.text
-    width = max(20, int(ax.get_position().width * ax.figure.get_figwidth() * 18))
-    words = textwrap.fill(f"missing: {error}", width)
+    width = max(20, int(ax.bbox.width / ax.figure.dpi * 18))
+    words = textwrap.fill(f"missing: {error}", width, break_long_words=False)
     write(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color="0.35", fontsize=6)
 
 
@@ -123,12 +124,15 @@ def scores_in(files: Mapping[Need, str], dataset: str) -> pd.DataFrame:
 
 
 def make_interactive(figure: type[Figure], settings: FigureSettings, files: Files, out: Path | str) -> None:
-    """Write a figure's page to ``{out}.html``; it needs nothing else, and equal inputs give equal bytes."""
+    """Write what plotly draws to ``{out}.json``; equal inputs give equal bytes.
+
+    Where nothing can be drawn, ``layout.meta.missing`` says why.
+    """
     try:
-        page = figure.interactive(settings, files)
+        drawn = figure.interactive(settings, files).to_json(engine="json")
     except MissingError as error:
-        page = f"<!doctype html><meta charset=utf-8><title>Missing</title><p>Missing: {html.escape(str(error))}\n"
-    write_text(f"{out}.html", page)
+        drawn = json.dumps({"data": [], "layout": {"meta": {"missing": str(error)}}})
+    write_text(f"{out}.json", drawn)
 
 
 def read_session(path: str, session: str = "") -> SpikeDataset:

@@ -1,6 +1,7 @@
 """Fixed points of the system behind the spikes and of fits to it, in the same three dimensions, and their spectra."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from ctdb.figures.base import WIDTH, Figure, FigureSettings
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.portraits import COLOURS, Portrait, Portraits, portraits_of
 from ctdb.settings import Count, NonEmpty, Seed
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 COLUMNS = 4
 """Systems beside one another; further ones go below."""
@@ -60,12 +64,12 @@ class FixedPointsFigure(Figure):
         return _draw(settings.dataset, shown), table.drop(columns="stability")
 
     @staticmethod
-    def interactive(settings: FixedPointsSettings, files: Mapping[Need, str]) -> str:
-        """The same as a page, in which the space can be turned and a point says what it is."""
-        from ctdb.figures.page import page_of  # plotly, which nothing else needs
+    def interactive(settings: FixedPointsSettings, files: Mapping[Need, str]) -> "go.Figure":
+        """The same in a space that can be turned, in which a point says what it is."""
+        from ctdb.figures.points_in_space import fixed_points_in_space  # plotly, which nothing else needs
 
         shown = portraits_of(settings.dataset, settings.models, settings.seed, settings.n_trials, files)
-        return page_of(settings.dataset, shown)
+        return fixed_points_in_space(settings.dataset, shown)
 
 
 def _draw(name: str, shown: Portraits) -> Canvas:
@@ -92,7 +96,7 @@ def _draw(name: str, shown: Portraits) -> Canvas:
         above = canvas.add_subplot(cell[0], **space.projection)
         below = canvas.add_subplot(cell[1])
         draw_points(above, portrait, shown)
-        _draw_spectrum(below, portrait, reach)
+        draw_spectrum(below, portrait, reach)
         if place % n_columns:
             below.set_yticklabels([])
         else:
@@ -130,7 +134,7 @@ def draw_points(ax: Axes, portrait: Portrait, shown: Portraits) -> None:
     write(0.5, 0.96, portrait.note, transform=ax.transAxes, ha="center", va="top", fontsize=6, color="0.35")
 
 
-def _draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
+def draw_spectrum(ax: Axes, portrait: Portrait, reach: float) -> None:
     """Eigenvalues of all points and the unit circle, on which nothing grows or dies out."""
     turn = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color="0.5", lw=0.6, zorder=1)

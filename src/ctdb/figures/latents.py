@@ -1,6 +1,7 @@
 """Latent trajectories of fits beside those of the system behind the spikes, in the same three dimensions."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from ctdb.figures.planned import Need, Planned
 from ctdb.figures.principal import PrincipalSpace, limits_of, principal_space
 from ctdb.metrics.r2 import linear_map
 from ctdb.settings import Count, NonEmpty, Seed
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 Trajectory = Float[np.ndarray, "bins axes"]
 
@@ -47,15 +51,30 @@ class Latents(Figure):
     @staticmethod
     def draw(settings: LatentsSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the first `n_trials` trials of the split that scores are reported on."""
-        dataset = read_session(files["dataset", settings.dataset], settings.session)
-        split = dataset.report_split
-        space = principal_space(dataset, settings.dataset, "latents")
-        trajectories = {"true states": true_trajectories(dataset, space, settings.n_trials)}
-        for model in settings.models:
-            path = files["fit", settings.dataset, model, settings.seed]
-            own = trajectories_of(path, dataset, space, settings.n_trials, settings.session)
-            trajectories[fit_title(path, model)] = own
-        return _draw(settings, split, trajectories, space, dataset.bin_s)
+        trajectories, space, split, bin_s = _trajectories(settings, files)
+        return _draw(settings, split, trajectories, space, bin_s)
+
+    @staticmethod
+    def interactive(settings: LatentsSettings, files: Mapping[Need, str]) -> "go.Figure":
+        """The same in a space that can be turned, with the truth beside each fit."""
+        from ctdb.figures.space import trajectories_in_space  # plotly, which nothing else needs
+
+        trajectories, space, *_ = _trajectories(settings, files)
+        return trajectories_in_space(settings.dataset, trajectories, space)
+
+
+def _trajectories(
+    settings: LatentsSettings, files: Mapping[Need, str]
+) -> tuple[dict[str, list[Trajectory]], PrincipalSpace, str, float]:
+    """Trials of the truth and of each fit, their space, their split, and the width of a bin in seconds."""
+    dataset = read_session(files["dataset", settings.dataset], settings.session)
+    space = principal_space(dataset, settings.dataset, "latents")
+    trajectories = {"true states": true_trajectories(dataset, space, settings.n_trials)}
+    for model in settings.models:
+        path = files["fit", settings.dataset, model, settings.seed]
+        own = trajectories_of(path, dataset, space, settings.n_trials, settings.session)
+        trajectories[fit_title(path, model)] = own
+    return trajectories, space, dataset.report_split, dataset.bin_s
 
 
 def true_trajectories(dataset: SpikeDataset, space: PrincipalSpace, n_trials: int) -> list[Trajectory]:

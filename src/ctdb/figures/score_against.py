@@ -1,6 +1,5 @@
 """Scores against a setting that was swept, such as the size of the latent state."""
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +13,7 @@ from ctdb.figures import FIGURES
 from ctdb.figures.base import WIDTH, Figure, FigureSettings, scores_in
 from ctdb.figures.planned import Need, Planned
 from ctdb.figures.score_table import LABELS, report_split
+from ctdb.figures.sweeps import swept
 from ctdb.settings import NonEmpty
 
 COLUMNS = 4
@@ -60,15 +60,8 @@ class ScoreAgainst(Figure):
 
 def _fits(scores: pd.DataFrame, settings: ScoreAgainstSettings) -> pd.DataFrame:
     """One row per fit of the sweep and metric, with the line through those of the same other settings."""
-    points = [json.loads(point) for point in scores["sweep"]]
-    swept = [
-        model.partition("@")[0] == settings.model and settings.key in point
-        for model, point in zip(scores["model"], points, strict=True)
-    ]
-    points = [point for point, is_swept in zip(points, swept, strict=True) if is_swept]
-    others = [", ".join(f"{key}={value}" for key, value in point.items() if key != settings.key) for point in points]
-    table = scores.loc[swept, ["metric", "seed", "value", "status", "reason"]]
-    table = table.assign(x=[float(point[settings.key]) for point in points], others=others)
+    rows = swept(scores, settings.model, settings.key)
+    table = rows[["metric", "seed", "value", "status", "reason", "x", "others"]]
     table = table.sort_values(["metric", "others", "x", "seed"], ignore_index=True)
     for _, group in table.groupby(["metric", "others"]):
         for name, value in _line(group, settings.log_x).items():

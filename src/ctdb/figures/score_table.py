@@ -81,15 +81,12 @@ class ScoreTable(Figure):
     @staticmethod
     def draw(settings: ScoreTableSettings, files: Mapping[Need, str]) -> tuple[Canvas, pd.DataFrame]:
         """Draw the table of the split that scores are reported on, or of `split`."""
-        scores = scores_in(files, settings.dataset)
-        session = scores["session"].fillna("")
-        named = scores["model"] + " (" + session + ")"
-        scores = scores.assign(model=scores["model"].where(session == "", named))
+        scores = named_by_session(scores_in(files, settings.dataset))
         split = settings.split or report_split(scores)
         scores = scores[scores["split"] == split]
         metrics = [metric for metric in settings.metrics if (scores["metric"] == metric).any()]
         first = RANKING if RANKING in metrics else next(iter(metrics), RANKING)
-        table = _summary(scores[scores["metric"].isin(metrics)], first)
+        table = summary(scores[scores["metric"].isin(metrics)], first)
         return _draw(settings.dataset, split, table, metrics), table
 
 
@@ -98,8 +95,28 @@ def report_split(scores: pd.DataFrame) -> str:
     return "test" if (scores["split"] == "test").any() else "valid"
 
 
-def _summary(scores: pd.DataFrame, ranking: str) -> pd.DataFrame:
-    """Mean and range over seeds of each model and metric: ceiling, fits from the best in one metric on, floor."""
+def named_by_session(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores whose models are named with their session, where a dataset has several."""
+    session = scores["session"].fillna("")
+    named = scores["model"] + " (" + session + ")"
+    return scores.assign(model=scores["model"].where(session == "", named))
+
+
+def summary(scores: pd.DataFrame, ranking: str) -> pd.DataFrame:
+    """Mean and range over seeds of each model and metric: ceiling, fits from the best in one metric on, floor.
+
+    Parameters
+    ----------
+    scores
+        Rows of the scores table: one dataset, one split.
+    ranking
+        Metric by which models are ordered.
+
+    Returns
+    -------
+    One row per model and metric: `role`, `model`, `metric`; `mean` of the seeds that went well; `low` and `high`, of
+    what `range_of` says; `n_ok` of `n` scores that are there.
+    """
     rows = []
     for (role, model, metric), group in scores.groupby(["role", "model", "metric"], sort=False):
         good = group[group["status"] == "ok"]
@@ -137,7 +154,7 @@ def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> 
                 continue
             cell = cells.loc[(model, metric)]
             digits = 4 if metric == "poisson_nll" else 3
-            share = _share(cells, roles, metric, cell["mean"])
+            share = share_of_ceiling(cells, roles, metric, cell["mean"])
             ax.add_patch(
                 mpl.patches.Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color=shades(0.05 + 0.8 * share))
             )
@@ -159,8 +176,18 @@ def _draw(dataset: str, split: str, table: pd.DataFrame, metrics: list[str]) -> 
     return canvas
 
 
-def _share(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
-    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has 0 and 1, own units no shade."""
+def share_of_ceiling(cells: pd.DataFrame, roles: pd.Series, metric: str, value: float) -> float:
+    """Where a value lies between floor (0) and ceiling (1) of its metric; an R2 has 0 and 1, own units no shade.
+
+    Parameters
+    ----------
+    cells
+        What :func:`summary` returns, by model and metric.
+    roles
+        Role of each model.
+    metric, value
+        The score.
+    """
     if metric in OWN_UNITS:
         return 0.0
     anchors = {

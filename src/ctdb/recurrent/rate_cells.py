@@ -1,4 +1,4 @@
-"""Recurrent cells after particular papers: chaotic rates, rates under Dale's law, coupled oscillators.
+"""Recurrent cells after particular papers: chaotic rates, rates under Dale's law, oscillators, switching linear maps.
 
 None has a kernel of its own, so their loops run eagerly.
 """
@@ -173,3 +173,65 @@ class OscillatorCell(Cell):
         force = force.tanh() - self.stiffness * place
         velocity = (velocity + self.time_step * force) / (1 + self.time_step * self.damping)
         return torch.cat([place + self.time_step * velocity, velocity], 1)
+
+
+class SwitchingLinearCell(Cell):
+    r"""Soft switching linear system, :math:`h' = \sum_k p_k (A_k h + B_k u + b_k)` with :math:`p = softmax(W h + v)`.
+
+    The state itself says which linear systems move it on, and in what shares: one alone far from the borders between
+    them, several near these. With one mode it is a linear system; two can have two stable points. Matrices :math:`A_k`
+    start near the identity, scaled to a norm of 0.95, so that the state is remembered for tens of bins and cannot
+    explode; :math:`B_k \sim U(-a, a)` with :math:`a^{-2}` inputs, and :math:`b_k` and v likewise with states.
+    :math:`W \sim N(0, 16 / N)` is so large that states apart by their own spread are moved by different systems:
+    otherwise all systems begin as one, and stay so for long.
+
+    Parameters
+    ----------
+    n_inputs, n_states
+        As in :class:`Cell`.
+    n_modes
+        Number of linear systems.
+
+    References
+    ----------
+    Linderman et al. (2017), Bayesian learning and inference in recurrent switching linear dynamical systems, AISTATS,
+    whose modes are drawn from p, in place of mixed by it.
+    """
+
+    def __init__(self, n_inputs: int, n_states: int, n_modes: int):
+        super().__init__(n_inputs, n_states)
+        self.n_modes = n_modes
+        self.weight_ih = nn.Parameter(torch.empty(n_modes, n_states, n_inputs))
+        self.weight_hh = nn.Parameter(torch.empty(n_modes, n_states, n_states))
+        self.bias = nn.Parameter(torch.empty(n_modes, n_states))
+        self.mode_weight = nn.Parameter(torch.empty(n_modes, n_states))
+        self.mode_bias = nn.Parameter(torch.empty(n_modes))
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw initial weights, in place."""
+        bound = 1 / math.sqrt(self.n_states)
+        for parameter in (self.weight_hh, self.bias, self.mode_bias):
+            parameter.uniform_(-bound, bound, generator=generator)
+        self.mode_weight.normal_(0, 4 / math.sqrt(self.n_states), generator=generator)
+        bound = 1 / math.sqrt(max(self.n_inputs, 1))
+        self.weight_ih.uniform_(-bound, bound, generator=generator)
+        self.weight_hh.mul_(0.1).add_(torch.eye(self.n_states))
+        self.weight_hh.mul_(0.95 / torch.linalg.matrix_norm(self.weight_hh, 2)[:, None, None])
+
+    def mode_shares(self, state: Float[Tensor, "trials states"]) -> Float[Tensor, "trials modes"]:
+        """Share p of each linear system in what moves the state on."""
+        return nn.functional.linear(state, self.mode_weight, self.mode_bias).softmax(1)
+
+    def moved_by_each(
+        self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
+    ) -> Float[Tensor, "trials modes states"]:
+        """Where each linear system alone would move the state."""
+        following = nn.functional.linear(state, self.weight_hh.flatten(0, 1), self.bias.flatten())
+        following = following + nn.functional.linear(input, self.weight_ih.flatten(0, 1))
+        return following.unflatten(1, (self.n_modes, self.n_states))
+
+    def forward(
+        self, input: Float[Tensor, "trials inputs"], state: Float[Tensor, "trials states"]
+    ) -> Float[Tensor, "trials states"]:
+        """Next state."""
+        return (self.mode_shares(state)[:, :, None] * self.moved_by_each(input, state)).sum(1)

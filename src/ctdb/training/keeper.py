@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ctdb import interruption
-from ctdb.files import write_error, write_text
+from ctdb.files import leave_if_orphaned, write_error, write_text
 from ctdb.settings import TrainingSettings
 
 CHECKPOINT_SECONDS = 20
@@ -243,6 +243,7 @@ class Keeper(pl.Callback):
             trainer.save_checkpoint(partial)
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
+            leave_if_orphaned()
             os.replace(partial, self.checkpoint)
         except OSError as error:
             partial.unlink(missing_ok=True)
