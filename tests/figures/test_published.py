@@ -18,7 +18,11 @@ lds,,rate_r2,0.24,,1,0.04,Fig 4,"one seed, their slice"
 FACTS = {
     "source": "somebody",
     "differences": ["test trials", "no dropout when scored"],
-    "protocol": {"task": {"n_bins": 500}, "models": {"node": {"training.max_epochs": 500, "field_layers": 6}}},
+    "protocol": {
+        "task": {"n_bins": 500},
+        "tasks": {"8": {"n_bits": 3}, "lds": {"n_bins": 50}},
+        "models": {"node": {"training.max_epochs": 500, "field_layers": 6}},
+    },
 }
 
 
@@ -93,7 +97,11 @@ def test_the_table_of_all_figures_names_settings_and_differences(compared):
     table = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     table = table.set_index(["series", "x"])
     assert table.loc[("node", "3"), "settings"] == "n_bins 100, published 500; field_layers not set, published 6"
-    assert table.loc[("lds", ""), "settings"] == ""
+    assert table.loc[("node", "8"), "settings"].startswith("n_bins 100, published 500; n_bits not set, published 3; ")
+    assert table.loc[("lds", ""), "settings"] == ""  # nothing of ours is known
+    settings["nbff lds_model"] = {"task": {"n_bins": 100}}
+    again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
+    assert "n_bins 100, published 50" in again["settings"].tolist()
     assert set(table["differences"]) == {"test trials; no dropout when scored"}
     assert set(table["figure"]) == {"fig"}
 
@@ -115,7 +123,8 @@ def test_the_files_of_each_kind_are_complete(kind):
     assert (table["band"].dropna() > 0).all()
     assert set(known) == {"source", "differences", "protocol"}
     assert known["source"]
-    assert set(known["protocol"]) <= {"task", "dataset", "models"}
+    assert set(known["protocol"]) <= {"task", "tasks", "dataset", "models"}
+    assert set(known["protocol"].get("tasks", {})) <= set(table["series"]) | set(table["x"])
     assert set(known["protocol"].get("models", {})) <= set(table["series"])
 
 

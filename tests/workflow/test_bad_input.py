@@ -66,6 +66,7 @@ def test_a_bad_file_fails_its_job_with_one_error_and_the_rest_goes_on(fresh, cha
         assert part in text
     assert not (fresh.folder / "results/datasets/mine.h5").exists()
     assert (fresh.folder / "results/task_data/flip/train.h5").exists()
+    assert "training_trials" in (fresh.folder / "results/cost.csv").read_text()  # though the run has failed
 
 
 def test_a_diverged_fit_is_a_row_with_its_reason_and_the_dag_goes_on(fresh):

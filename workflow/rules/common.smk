@@ -36,7 +36,11 @@ onstart:
 
 onsuccess:
     print(ctdb_workflow.summary(PLAN), file=sys.stderr)
-    print(f"Cost: {write_sheet(PLAN)}", file=sys.stderr)
+    tell_cost()
+
+
+onerror:
+    tell_cost()
 
 
 RESULTS = PLAN["results"]
@@ -46,6 +50,14 @@ MODULES = PLAN["modules"]
 NEEDS = Needs(PLAN)
 WHERE = {"path", "optional"}
 SITE = f"{workflow.basedir}/workflow/profiles/slurm/site.yaml"
+
+
+def tell_cost():
+    """Write what the jobs have cost so far, whether the run has gone well or not."""
+    try:
+        print(f"Cost: {write_sheet(PLAN)}", file=sys.stderr)
+    except CtdbError as error:
+        print(f"No cost sheet: {error}", file=sys.stderr)
 
 
 wildcard_constraints:

@@ -4,7 +4,8 @@ Each kind of figure that has published numbers has two files in the folder `publ
 per row: `series` (the role that a model plays in the figure), `x` (what was swept, or the task), `metric` (ours that it
 is to be compared with), `value`, `spread` (their standard deviation over `n` fits), `band` (half width of the band
 within which ours counts as reproduced), `source` and `note`. ``{kind}.yaml`` holds their `source`, the deliberate
-`differences` of ours, and the `protocol`: their settings by the names of ours.
+`differences` of ours, and the `protocol`: their settings by the names of ours, of the `task` and `dataset`, of `tasks`
+by series or x, and of `models` by series.
 """
 
 from collections.abc import Callable, Mapping
@@ -113,7 +114,7 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     for figure, (kind, rows) in compared.items():
         known = facts(kind)
         told = [
-            "; ".join(_deviations(known["protocol"], row.series, settings_of(row.dataset, row.model)))
+            "; ".join(_deviations(known["protocol"], (row.series, row.x), settings_of(row.dataset, row.model)))
             for row in rows.itertuples()
         ]
         parts.append(rows.assign(figure=figure, settings=told, differences="; ".join(known["differences"])))
@@ -122,10 +123,12 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)
 
 
-def _deviations(protocol: Mapping[str, Any], series: str, ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is not as published in the settings behind one number, as far as there are any."""
-    theirs = {part: protocol.get(part, {}) for part in ("task", "dataset")}
-    theirs["model"] = protocol.get("models", {}).get(series, {})
+def _deviations(protocol: Mapping[str, Any], of: tuple[str, str], ours: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What is not as published in the settings behind the number of a series and x, as far as there are any."""
+    theirs = {part: dict(protocol.get(part, {})) for part in ("task", "dataset")}
+    for name in of:
+        theirs["task"] |= protocol.get("tasks", {}).get(name, {})
+    theirs["model"] = protocol.get("models", {}).get(of[0], {})
     return [text for part, own in ours.items() for text in deviations(theirs[part], own)]
 
 
