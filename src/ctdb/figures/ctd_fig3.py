@@ -322,7 +322,7 @@ def _draw_reaches(ax: Axes, shown: ShownReaches | None, n_trials: int, files: Fi
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.12)
     ax.set_xlabel("x (m)", labelpad=1)
-    ax.set_ylabel("y (m)", labelpad=1)
+    ax.set_ylabel("y (m)", labelpad=4)
     ax.legend(loc="upper center", bbox_to_anchor=(0.42, -0.13), ncols=3, columnspacing=0.8, handlelength=1.3)
     _title(ax, "I", f"the hand, {f'variant {shown.variant!r}' if shown.variant else 'reaches'}")
 
