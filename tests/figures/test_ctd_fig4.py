@@ -155,7 +155,8 @@ def test_ours_stand_beside_the_published_with_their_bands(made):
     assert (lds["ours"], lds["published"], lds["band"], lds["within"]) == (pytest.approx(0.2), 0.2437, 0.04, False)
     assert rows.loc[("nbff_lds", METRICS[1]), "within"] == (abs(value("line", 0, METRICS[1]) - 0.4882) <= 0.04)
     assert rows.loc[("nbff_gru", METRICS[2]), "n"] == 1
-    assert rows.loc[("nbff_network", "epochs_to_solve"), "ours"] == 3
+    assert rows.loc[("nbff_network", "epochs_to_solve"), ["ours", "dataset"]].tolist() == [3, "some"]
+    assert not FIGURE.reproduction(settings, given)["note"].str.contains("from .9").any()  # said of a GRU of 64 units
     assert rows.loc[("multitask_gru", "rate_r2"), "n"] == 0
     said = FIGURE.findings(settings, table)
     assert f"9 of {len(rows)} published numbers have ours beside them; 0 of 2 with a stated band are within it." in said
@@ -170,7 +171,7 @@ def test_what_is_missing_or_not_set_is_said_and_the_rest_drawn(made):
     table, said, _, _ = drawn(files, show, [("fit", "some", "good", 0)], nbff={**task, "network": ""})
     assert sum("notmade" in one.replace(" ", "") for one in said) == 1
     assert sum("`network`" in one for one in said) == 3
-    assert sum("models.lfads" in one.replace(" ", "") for one in said) == 1
+    assert sum("`models.lfads`of`nbff`" in one.replace(" ", "") for one in said) == 1
     assert sum("`multitask`" in one for one in said) == sum("`random_target`" in one for one in said) == 1
     assert set(table.loc[table["panel"] == "states", "source"]) == {"truth", "lds"}
     scores = [("scores", "some", "good", 0), ("scores", "some", "good", 1), ("scores", "some", "line", 0)]
@@ -179,6 +180,7 @@ def test_what_is_missing_or_not_set_is_said_and_the_rest_drawn(made):
     assert not (table["panel"] == "scores").any()
     table, said, settings, given = drawn(files, show)
     assert len(said) == 6
+    assert "0 of 37 published numbers have ours beside them" in FIGURE.findings(settings, table)
     assert set(table["panel"]) == {"published"}
     assert FIGURE.reproduction(settings, given)["n"].sum() == 0
 

@@ -102,6 +102,9 @@ def test_the_table_of_all_figures_names_settings_and_differences(compared):
     settings["nbff lds_model"] = {"task": {"n_bins": 100}}
     again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     assert "n_bins 100, published 50" in again["settings"].tolist()
+    settings = {"nbff ": {"task": {"n_bins": 200}}}  # known of a number that no model has, such as of the truth
+    again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
+    assert "n_bins 200, published 500" in again.set_index(["series", "x"]).loc[("node", "8"), "settings"]
     assert set(table["differences"]) == {"test trials; no dropout when scored"}
     assert set(table["figure"]) == {"fig"}
 

@@ -322,16 +322,18 @@ def figure_words(figure):
 
 
 def settings_behind(figures):
-    """Settings behind each data set and model in figures: of the task, where there is one, the data set and the model."""
-    fits = {tuple(need[1:]) for figure in figures for need in PLAN["figures"][figure]["needs"] if len(need) == 4}
+    """Settings behind each data set and model in figures: of the task, where there is one, the data set and the model.
+    After an empty model, those behind the data set alone."""
+    needs = [tuple(need[1:]) for figure in figures for need in PLAN["figures"][figure]["needs"]]
     behind = {}
-    for dataset, model, seed in sorted(fits & FITS.keys()):
+    for dataset in sorted({need[0] for need in needs if need and need[0] in PLAN["datasets"]}):
         activity = activity_of(dataset)
         task = {"task": PLAN["tasks"][task_of(activity[0])]} if activity else {}
         of_dataset = PLAN["datasets"][dataset]["settings"].items()
         own = {"dataset": {key: value for key, value in of_dataset if key not in WHERE}}
-        own["model"] = FITS[dataset, model, seed]["spec"]
-        behind.setdefault(f"{dataset} {model}", task | own)
+        behind[f"{dataset} "] = task | own
+        for _, model, seed in sorted(fit for fit in FITS.keys() & set(needs) if fit[0] == dataset):
+            behind.setdefault(f"{dataset} {model}", task | own | {"model": FITS[dataset, model, seed]["spec"]})
     return behind
 
 

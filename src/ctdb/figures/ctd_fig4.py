@@ -128,7 +128,8 @@ class CtdFig4(Figure):
     def findings(settings: CtdFig4Settings, table: pd.DataFrame) -> str:
         """When tasks were solved, and how many published numbers are reproduced."""
         said = []
-        for name, own in table[table["panel"] == "solved"].groupby("task", sort=False):
+        solved = table[table["panel"] == "solved"]
+        for name, own in solved.groupby("task", sort=False) if len(solved) else ():
             epoch = own["epoch"].iloc[0]
             when = "in no epoch" if np.isnan(epoch) else f"from epoch {epoch:.0f}"
             said.append(f"{name}: success of {settings.solved:.0%} {when}.")
@@ -154,7 +155,7 @@ class CtdFig4(Figure):
             with suppress(MissingError):
                 epoch = _solved(_history(task, files), settings.solved)
                 own = {"series": f"{name}_network", "x": name, "metric": "epochs_to_solve", "value": epoch}
-                rows.append({**own, "dataset": "", "model": ""})
+                rows.append({**own, "dataset": task.dataset, "model": ""})
         return comparison("ctd_fig4", pd.DataFrame(rows) if rows else NOTHING)
 
 
@@ -237,7 +238,7 @@ def _draw_task(
     for role in ROLES:
         try:
             if role not in task.models:
-                raise MissingError(f"`{name}.models.{role}` of this figure is not set")
+                raise MissingError(f"`models.{role}` of `{name}` is not set in this figure")
             model = task.models[role]
             path = files["fit", task.dataset, model, task.seed]
             shown[role] = fit_title(path, model), trajectories_of(path, dataset, space, n_trials)

@@ -103,7 +103,8 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     compared
         Figure to its kind and its rows, which :func:`comparison` made.
     settings_of
-        Settings behind a data set and a model fitted to it: of the `task`, where it has one, `dataset` and `model`.
+        Settings behind a data set and a model fitted to it: of the `task`, where it has one, `dataset` and `model`; empty
+        where there is no such fit. Those behind the data set alone, asked for with an empty model, are taken then.
 
     Returns
     -------
@@ -113,10 +114,10 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     parts = []
     for figure, (kind, rows) in compared.items():
         known = facts(kind)
-        told = [
-            "; ".join(_deviations(known["protocol"], (row.series, row.x), settings_of(row.dataset, row.model)))
-            for row in rows.itertuples()
-        ]
+        told = []
+        for row in rows.itertuples():
+            behind = settings_of(row.dataset, row.model) or settings_of(row.dataset, "")
+            told.append("; ".join(_deviations(known["protocol"], (row.series, row.x), behind)))
         parts.append(rows.assign(figure=figure, settings=told, differences="; ".join(known["differences"])))
     order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within"]
     order += ["settings", "differences", "source", "note"]
