@@ -103,8 +103,8 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     compared
         Figure to its kind and its rows, which :func:`comparison` made.
     settings_of
-        Settings behind a data set and a model fitted to it: of the `task`, where it has one, `dataset` and `model`; empty
-        where there is no such fit. Those behind the data set alone, asked for with an empty model, are taken then.
+        Settings behind a data set and a model fitted to it: of the `task`, where it has one, `dataset` and `model`;
+        empty where there is no such fit. Those behind the data set alone, of an empty model, are taken then.
 
     Returns
     -------
