@@ -188,6 +188,17 @@ def test_a_fit_that_failed_is_counted_and_not_chosen(files):
     assert "5 of 6 fits went well" in said
 
 
+def test_panels_without_any_fit_say_so_beside_the_published_means(files):
+    def texts(canvas):
+        return [" ".join(text.get_text().split()) for ax in canvas.axes for text in ax.texts]
+
+    failed = [row | {"value": np.nan, "status": "diverged"} for row in rows()]
+    _, said, caption, _ = draw("ctd_fig6", files(failed), texts, **OPTIONS)
+    assert sum("none of 6 fits has both" in one for one in said) == 4
+    assert sum(one == "none of 6 fits has it" for one in said) == 1
+    assert "0 of 6 fits went well" in caption
+
+
 def test_all_fits_of_the_sweep_are_needed_and_no_others():
     figure, others = FIGURES["ctd_fig6"], (("some", "infer", 0), ("some", "infer@co_dim=3", 0), ("some", "gru", 0))
     settings = figure.Settings(kind="ctd_fig6", **OPTIONS)

@@ -301,7 +301,7 @@ def _draw_scores(
             if failed:
                 ax.plot(at - 0.05, 0.03, marker="x", ms=4, color=colour, transform=ax.get_xaxis_transform())
                 said = f"{len(good)}/{len(own)}"
-                ax.text(at - 0.05, 0.07, said, transform=ax.get_xaxis_transform(), ha="center", fontsize=5)
+                ax.text(at - 0.05, 0.07, said, transform=ax.get_xaxis_transform(), ha="center", fontsize=5, rotation=90)
             theirs = compared[(compared["series"] == f"{name}_{role}") & (compared["metric"] == metric)]
             ax.plot(np.full(len(theirs), at + 0.07), theirs["published"], **PUBLISHED)
             for row in theirs.dropna(subset="band").itertuples():

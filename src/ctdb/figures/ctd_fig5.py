@@ -173,7 +173,8 @@ def _draw(settings: CtdFig5Settings, found: Mapping[str, pd.DataFrame | MissingE
         compared = comparison(KIND, _rows(settings, series, fits)).query("series == @series")
         for ax, (across, up) in zip(row, settings.panels, strict=True):
             if not (np.isfinite(fits[across]) & np.isfinite(fits[up])).any():
-                say_missing(ax, MissingError(f"fits with both {label_of(across)} and {label_of(up)}"))
+                both = f"{label_of(across)} and {label_of(up)}"
+                say_missing(ax, MissingError(f"fits with both {both}; none of {len(fits)} has them"))
                 continue
             line = _draw_panel(ax, fits, across, up, styles)
             theirs = draw_published(ax, compared, across, up)

@@ -107,7 +107,8 @@ class CtdFig6(Figure):
         tables = []
         for place, metric in enumerate(others):
             ax = canvas.add_subplot(above[place])
-            draw_fits(ax, fits, inputs, metric, styles)
+            if draw_fits(ax, fits, inputs, metric, styles).empty:
+                _say_none(ax, f"none of {len(fits)} fits\nhas both")
             theirs = draw_published(ax, compared, inputs, metric)
             own = fits.assign(drawn="fit", panel=metric, across=fits[inputs], up=fits[metric])
             tables += [own, theirs.assign(drawn="published", panel=metric)]
@@ -214,6 +215,8 @@ def _draw_sweep(
     ax.plot(mean.index, mean, color="0.35", lw=0.8, zorder=2)
     for value, own in good.groupby("x"):
         ax.plot(own["x"], own[inputs], zorder=3, **styles[value])
+    if good.empty:
+        _say_none(ax, f"none of {len(fits)} fits\nhas it")
     theirs = compared[(compared["metric"] == inputs) & (compared["x"] != "")]
     theirs = pd.DataFrame(
         {"x": theirs["x"].astype(float), "across": theirs["x"].astype(float), "up": theirs["published"]}
@@ -225,6 +228,11 @@ def _draw_sweep(
     ax.set_ylabel(label_of(inputs))
     own = fits.assign(drawn="fit", panel=settings.key, across=fits["x"], up=fits[inputs])
     return [own, theirs.assign(drawn="published", panel=settings.key)]
+
+
+def _say_none(ax: Axes, words: str) -> None:
+    """Say that there is nothing of ours in a panel, above what is published."""
+    ax.annotate(words, (0.5, 1), (0, 2), "axes fraction", "offset points", ha="center", fontsize=6, color="0.35")
 
 
 def _draw_portraits(canvas: Canvas, grid: object, settings: CtdFig6Settings, files: Mapping[Need, str]) -> pd.DataFrame:
