@@ -278,7 +278,7 @@ def _draw_scores(
     except MissingError as error:
         say_missing(canvas.add_subplot(cell), error)
         return []
-    parts = cell.subgridspec(1, 3, wspace=0.42, width_ratios=(0.1, 2.3, 0.85))
+    parts = cell.subgridspec(1, 3, wspace=0.52, width_ratios=(0.02, 2.3, 0.85))
     left, right = canvas.add_subplot(parts[1]), canvas.add_subplot(parts[2])
     for metric in METRICS:
         ax = right if metric == "co_bps_ctd" else left

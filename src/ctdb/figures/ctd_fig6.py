@@ -108,7 +108,7 @@ class CtdFig6(Figure):
         for place, metric in enumerate(others):
             ax = canvas.add_subplot(above[place])
             if draw_fits(ax, fits, inputs, metric, styles).empty:
-                _say_none(ax, f"none of {len(fits)} fits\nhas both")
+                _say_none(ax, f"none of {len(fits)} fits has both")
             theirs = draw_published(ax, compared, inputs, metric)
             own = fits.assign(drawn="fit", panel=metric, across=fits[inputs], up=fits[metric])
             tables += [own, theirs.assign(drawn="published", panel=metric)]
@@ -216,7 +216,7 @@ def _draw_sweep(
     for value, own in good.groupby("x"):
         ax.plot(own["x"], own[inputs], zorder=3, **styles[value])
     if good.empty:
-        _say_none(ax, f"none of {len(fits)} fits\nhas it")
+        _say_none(ax, f"none of {len(fits)} fits has it")
     theirs = compared[(compared["metric"] == inputs) & (compared["x"] != "")]
     theirs = pd.DataFrame(
         {"x": theirs["x"].astype(float), "across": theirs["x"].astype(float), "up": theirs["published"]}

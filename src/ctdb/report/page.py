@@ -176,6 +176,7 @@ class Published(NamedTuple):
 
     `columns` tell of each its heading, and whether it holds numbers; a cell of `rows` is what is shown and what it is
     sorted by. `n_ours` of the numbers are there of ours, and of `n_judged` that have a band `n_within` are within it.
+    `differences` maps figures to what is deliberately different in all their numbers.
     """
 
     columns: list[tuple[str, bool]]
@@ -183,6 +184,7 @@ class Published(NamedTuple):
     n_ours: int
     n_judged: int
     n_within: int
+    differences: dict[str, str]
 
 
 def _published(file: Path | str | None) -> Published | None:
@@ -196,6 +198,8 @@ def _published(file: Path | str | None) -> Published | None:
     judged = table["within"].dropna()
     table["within"] = table["within"].map(words, na_action="ignore")
     bounds = table.pop("ours_low"), table.pop("ours_high")
+    told = table["figure"].groupby(table.pop("differences"), sort=False).unique()
+    differences = {", ".join(figures): text for text, figures in told.items()}
     kinds = {name: pd.api.types.is_numeric_dtype(table[name]) for name in table}
     rows = []
     for low, high, record in zip(*bounds, table.to_dict("records"), strict=True):
@@ -208,7 +212,7 @@ def _published(file: Path | str | None) -> Published | None:
             row.append((shown, value if known else ""))
         rows.append(row)
     columns = [(name.replace("_", " "), numeric) for name, numeric in kinds.items()]
-    return Published(columns, rows, int(table["ours"].notna().sum()), len(judged), int(judged.sum()))
+    return Published(columns, rows, int(table["ours"].notna().sum()), len(judged), int(judged.sum()), differences)
 
 
 def duration(hours: float) -> str:
