@@ -17,7 +17,7 @@ lds,,rate_r2,0.24,,1,0.04,Fig 4,"one seed, their slice"
 """
 FACTS = {
     "source": "somebody",
-    "differences": ["test trials", "no dropout when scored"],
+    "differences": ["test trials.", "no dropout when scored"],
     "protocol": {
         "task": {"n_bins": 500},
         "tasks": {"8": {"n_bits": 3}, "lds": {"n_bins": 50}},

@@ -268,6 +268,23 @@ def test_published_numbers_stand_beside_ours(made, tmp_path):
     assert "h-published" not in page.page(plan, config, "config.yaml", tmp_path / "reproduction.csv")
 
 
+def test_figures_stand_with_the_data_sets_that_they_name_and_others_by_themselves(made):
+    plan, _ = made
+    plan = plan | {"datasets": {name: plan["datasets"][name] for name in ("mine", "flip")}}  # the first has no task
+    network = plan["datasets"]["flip"]["sources"][0][1]
+    settings = {
+        "one": {"dataset": "flip"},
+        "folds": {"datasets": ["flip", "mine"]},
+        "task": {"network": network},
+        "no_data": {},
+        "rows": {"nbff": {"dataset": "flip"}},
+    }
+    plan["figures"] = {name: {"settings": {"kind": "k"} | own, "missing": []} for name, own in settings.items()}
+    groups = page.grouped(plan, [page.figure_of(plan, name) for name in plan["figures"]])
+    named = {group.title: [figure.name for figure in group.figures] for group in groups}
+    assert named == {"flip": ["one", "folds", "task"], page.ACROSS: ["no_data", "rows"]}
+
+
 def test_without_any_result_it_says_what_is_missing(made, tmp_path):
     plan, config = made
     empty = plan | {"results": str(tmp_path / "nothing")}

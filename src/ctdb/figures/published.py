@@ -118,7 +118,11 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
         for row in rows.itertuples():
             behind = settings_of(row.dataset, row.model) or settings_of(row.dataset, "")
             told.append("; ".join(_deviations(known["protocol"], (row.series, row.x), behind)))
-        parts.append(rows.assign(figure=figure, settings=told, differences="; ".join(known["differences"])))
+        parts.append(
+            rows.assign(
+                figure=figure, settings=told, differences="; ".join(text.rstrip(".") for text in known["differences"])
+            )
+        )
     order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within"]
     order += ["settings", "differences", "source", "note"]
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)

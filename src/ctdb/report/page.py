@@ -20,6 +20,9 @@ from ctdb.files import write_text
 from ctdb.report import leaderboard, run
 from ctdb.scores import COLUMNS, table_of
 
+ACROSS = "across data sets"
+"""Title of the figures that are of several data sets, or of none."""
+
 
 class Figure(NamedTuple):
     """A figure as the page shows it.
@@ -43,7 +46,7 @@ class Figure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The figures of a dataset or, where they are of a network, of its task."""
+    """The figures of a dataset or, where they are of a network, of its task; last those of several or none."""
 
     title: str
     figures: list[Figure]
@@ -126,7 +129,7 @@ def page(plan: Mapping[str, Any], config: str, config_name: str, published: Path
 def figure_of(plan: Mapping[str, Any], name: str) -> Figure:
     """A figure of the plan, from its files."""
     settings = plan["figures"][name]["settings"]
-    dataset = settings.get("dataset", "")
+    dataset = settings.get("dataset", "") or next(iter(settings.get("datasets", [])), "")
     task = plan["networks"][settings["network"]]["task"] if "network" in settings else ""
     task = leaderboard.task_of(plan, dataset) if dataset in plan["datasets"] else task
     stem = Path(plan["results"]) / "figures" / name
@@ -161,13 +164,14 @@ def data_uri(table: str) -> str:
 
 
 def grouped(plan: Mapping[str, Any], figures: list[Figure]) -> list[Group]:
-    """Figures by dataset, in the order of the datasets; those of a network with the first dataset of its task."""
+    """Figures by dataset, the first that they name; those of a network with the first dataset of its task."""
     first = {}
     for dataset in plan["datasets"]:
         first.setdefault(leaderboard.task_of(plan, dataset), dataset)
     groups: dict[str, list[Figure]] = {dataset: [] for dataset in plan["datasets"]}
     for figure in figures:
-        groups.setdefault(figure.dataset or first.get(figure.task, figure.task), []).append(figure)
+        of_task = first.get(figure.task, figure.task) if figure.task else ACROSS
+        groups.setdefault(figure.dataset or of_task, []).append(figure)
     return [Group(title, members) for title, members in groups.items() if members]
 
 
