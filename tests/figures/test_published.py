@@ -96,13 +96,13 @@ def test_the_table_of_all_figures_names_settings_and_differences(compared):
     rows = compared.reset_index()
     table = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     table = table.set_index(["series", "x"])
-    assert table.loc[("node", "3"), "settings"] == "n_bins 100, published 500; field_layers not set, published 6"
-    assert table.loc[("node", "8"), "settings"].startswith("n_bins 100, published 500; n_bits not set, published 3; ")
+    assert table.loc[("node", "3"), "settings"] == "n_bins 100, published 500 | field_layers not set, published 6"
+    assert table.loc[("node", "8"), "settings"].startswith("n_bins 100, published 500 | n_bits not set, published 3 | ")
     assert table.loc[("lds", ""), "settings"] == ""  # nothing of ours is known
     settings["nbff lds_model"] = {"task": {"n_bins": 100}}
     again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     assert "n_bins 100, published 50" in again["settings"].tolist()
-    assert set(table["differences"]) == {"test trials; no dropout when scored"}
+    assert set(table["differences"]) == {"test trials | no dropout when scored"}
     assert set(table["figure"]) == {"fig"}
 
 

@@ -21,6 +21,8 @@ FOLDER = Path(__file__).with_name("published")
 KEYS = ["series", "x", "metric"]
 OURS = ["ours", "ours_low", "ours_high", "n"]
 THEIRS = ["published", "spread", "published_n"]
+SEPARATOR = " | "
+"""Between the settings, and between the differences, of a row of the table."""
 NOTHING = pd.DataFrame({"series": "", "x": "", "metric": "", "value": 0.0, "dataset": "", "model": ""}, index=range(0))
 """What :func:`comparison` takes where there is nothing of ours."""
 SettingsOf = Callable[[str, str], Mapping[str, Mapping[str, Any]]]
@@ -114,10 +116,10 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
     for figure, (kind, rows) in compared.items():
         known = facts(kind)
         told = [
-            "; ".join(_deviations(known["protocol"], (row.series, row.x), settings_of(row.dataset, row.model)))
+            SEPARATOR.join(_deviations(known["protocol"], (row.series, row.x), settings_of(row.dataset, row.model)))
             for row in rows.itertuples()
         ]
-        parts.append(rows.assign(figure=figure, settings=told, differences="; ".join(known["differences"])))
+        parts.append(rows.assign(figure=figure, settings=told, differences=SEPARATOR.join(known["differences"])))
     order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within"]
     order += ["settings", "differences", "source", "note"]
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)
