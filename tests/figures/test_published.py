@@ -17,7 +17,7 @@ lds,,rate_r2,0.24,,1,0.04,Fig 4,"one seed, their slice"
 """
 FACTS = {
     "source": "somebody",
-    "differences": ["test trials.", "no dropout when scored"],
+    "differences": ["test trials", "no dropout when scored"],
     "protocol": {
         "task": {"n_bins": 500},
         "tasks": {"8": {"n_bits": 3}, "lds": {"n_bins": 50}},
@@ -96,8 +96,8 @@ def test_the_table_of_all_figures_names_settings_and_differences(compared):
     rows = compared.reset_index()
     table = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     table = table.set_index(["series", "x"])
-    assert table.loc[("node", "3"), "settings"] == "n_bins 100, published 500; field_layers not set, published 6"
-    assert table.loc[("node", "8"), "settings"].startswith("n_bins 100, published 500; n_bits not set, published 3; ")
+    assert table.loc[("node", "3"), "settings"] == "n_bins 100, published 500 | field_layers not set, published 6"
+    assert table.loc[("node", "8"), "settings"].startswith("n_bins 100, published 500 | n_bits not set, published 3 | ")
     assert table.loc[("lds", ""), "settings"] == ""  # nothing of ours is known
     settings["nbff lds_model"] = {"task": {"n_bins": 100}}
     again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
@@ -105,7 +105,7 @@ def test_the_table_of_all_figures_names_settings_and_differences(compared):
     settings = {"nbff ": {"task": {"n_bins": 200}}}  # known of a number that no model has, such as of the truth
     again = reproduction({"fig": ("some_kind", rows)}, lambda dataset, model: settings.get(f"{dataset} {model}", {}))
     assert "n_bins 200, published 500" in again.set_index(["series", "x"]).loc[("node", "8"), "settings"]
-    assert set(table["differences"]) == {"test trials; no dropout when scored"}
+    assert set(table["differences"]) == {"test trials | no dropout when scored"}
     assert set(table["figure"]) == {"fig"}
 
 

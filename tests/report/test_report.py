@@ -247,21 +247,25 @@ def test_published_numbers_stand_beside_ours(made, tmp_path):
     plan, config = made
     head = "figure,series,x,metric,dataset,model,ours,ours_low,ours_high,n,published,spread,published_n,difference,band,within,settings,differences,source,note"
     lines = [
-        "near,gru,8,rate_r2,flip,sae_gru,0.91,0.9,0.92,3,0.88,0.01,5,0.03,0.05,True,,shorter <training>,Someone 2022,",
-        "near,gru,16,rate_r2,flip,sae_gru,0.5,0.5,0.5,1,0.88,,,-0.38,0.05,False,epochs 5,shorter <training>,Someone 2022,a note",
-        "near,node,8,rate_r2,,,,,,0,0.7,,,,,,,shorter <training>,Someone 2022,",
+        "near,gru,8,rate_r2,flip,sae_gru,0.91,0.9,0.92,3,0.88,0.01,5,0.03,0.05,True,,shorter <training> | test trials,Someone 2022,",
+        "near,gru,16,rate_r2,flip,sae_gru,0.5,0.5,0.5,1,0.88,,,-0.38,0.05,False,epochs 5 | bins 3,shorter <training> | test trials,Someone 2022,a note",
+        "near,node,8,rate_r2,,,,,,0,0.7,,,,,,,,Someone 2022,",
     ]
     (tmp_path / "reproduction.csv").write_text("\n".join([head, *lines]) + "\n")
     parsed = Page(page.page(plan, config, "config.yaml", tmp_path / "reproduction.csv"))
     first, *rows = parsed.rows("Published numbers beside ours")
-    assert first[:6] == ["figure", "series", "x", "metric", "dataset", "model"]
+    assert first[:6] == ["figure", "series", "x", "metric", "ours", "n"]
     by_name = [dict(zip(first, row, strict=True)) for row in rows]
     assert [row["ours"] for row in by_name] == ["0.91 [0.9, 0.92]", "0.5", "–"]
     assert [row["difference"] for row in by_name] == ["0.03", "−0.38", "–"]
     assert [row["within"] for row in by_name] == ["yes", "no", "–"]
-    assert "differences" not in first  # one text per figure would make every row as high as it
-    told = [one["text"] for one in parsed.all("dt") + parsed.all("dd") if "differences" in one.get("@class", "")]
-    assert told == ["near", "shorter <training>"]
+    assert by_name[1]["settings"].split() == ["2", "not", "as", "published", "epochs", "5", "bins", "3"]
+    assert by_name[0]["settings"] == "–"
+    assert "differences" not in first
+    assert [one["text"] for one in parsed.all("dd") if one["text"] in ("shorter <training>", "test trials")] == [
+        "shorter <training>",
+        "test trials",
+    ]
     said = " ".join(" ".join(one["text"].split()) for one in parsed.all("p"))
     assert "3 published numbers; ours are there for 2. Ours lie within the band of 1 of the 2 that have one" in said  # fmt: skip
     (tmp_path / "reproduction.csv").write_text(head + "\n")

@@ -21,6 +21,8 @@ FOLDER = Path(__file__).with_name("published")
 KEYS = ["series", "x", "metric"]
 OURS = ["ours", "ours_low", "ours_high", "n"]
 THEIRS = ["published", "spread", "published_n"]
+SEPARATOR = " | "
+"""Between the settings, and between the differences, of a row of the table."""
 NOTHING = pd.DataFrame({"series": "", "x": "", "metric": "", "value": 0.0, "dataset": "", "model": ""}, index=range(0))
 """What :func:`comparison` takes where there is nothing of ours."""
 SettingsOf = Callable[[str, str], Mapping[str, Mapping[str, Any]]]
@@ -117,12 +119,8 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
         told = []
         for row in rows.itertuples():
             behind = settings_of(row.dataset, row.model) or settings_of(row.dataset, "")
-            told.append("; ".join(_deviations(known["protocol"], (row.series, row.x), behind)))
-        parts.append(
-            rows.assign(
-                figure=figure, settings=told, differences="; ".join(text.rstrip(".") for text in known["differences"])
-            )
-        )
+            told.append(SEPARATOR.join(_deviations(known["protocol"], (row.series, row.x), behind)))
+        parts.append(rows.assign(figure=figure, settings=told, differences=SEPARATOR.join(known["differences"])))
     order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within"]
     order += ["settings", "differences", "source", "note"]
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)

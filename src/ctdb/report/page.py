@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from ctdb.figures.published import SEPARATOR
 from ctdb.figures.score_table import LABELS
 from ctdb.files import write_text
 from ctdb.report import leaderboard, run
@@ -178,17 +179,18 @@ def grouped(plan: Mapping[str, Any], figures: list[Figure]) -> list[Group]:
 class Published(NamedTuple):
     """Published numbers beside ours.
 
-    `columns` tell of each its heading, and whether it holds numbers; a cell of `rows` is what is shown and what it is
-    sorted by. `n_ours` of the numbers are there of ours, and of `n_judged` that have a band `n_within` are within it.
-    `differences` maps figures to what is deliberately different in all their numbers.
+    `columns` tell of each its heading, and whether it holds numbers; a cell of `rows` is what is shown, a list where it
+    is opened first, and what it is sorted by. `n_ours` of the numbers are there of ours, and of `n_judged` that have a
+    band `n_within` are within it. `differences` are the figures that share what was done differently on purpose, and
+    what that was.
     """
 
     columns: list[tuple[str, bool]]
-    rows: list[list[tuple[str, str | float]]]
+    rows: list[list[tuple[str | list[str], str | float]]]
     n_ours: int
     n_judged: int
     n_within: int
-    differences: dict[str, str]
+    differences: list[tuple[str, list[str]]]
 
 
 def _published(file: Path | str | None) -> Published | None:
@@ -202,14 +204,21 @@ def _published(file: Path | str | None) -> Published | None:
     judged = table["within"].dropna()
     table["within"] = table["within"].map(words, na_action="ignore")
     bounds = table.pop("ours_low"), table.pop("ours_high")
-    told = table["figure"].groupby(table.pop("differences"), sort=False).unique()
-    differences = {", ".join(figures): text for text, figures in told.items()}
+    last = ["settings", "dataset", "model", "spread", "published_n", "source", "note"]
+    table = table[[*table.columns.difference(last, sort=False), *last]]
+    told = table.pop("differences").fillna("").groupby(table["figure"], sort=False).first()
+    differences = [
+        (", ".join(figures.index), text.split(SEPARATOR)) for text, figures in told.groupby(told, sort=False) if text
+    ]
     kinds = {name: pd.api.types.is_numeric_dtype(table[name]) for name in table}
     rows = []
     for low, high, record in zip(*bounds, table.to_dict("records"), strict=True):
         row = []
         for name, value in record.items():
             known = not pd.isna(value) and value != ""
+            if name == "settings" and known:
+                row.append((value.split(SEPARATOR), value.count(SEPARATOR) + 1))
+                continue
             shown = "–" if not known else f"{value:.4g}".replace("-", "−") if kinds[name] else str(value)
             if name == "ours" and known and low != high:
                 shown += f" [{low:.4g}, {high:.4g}]".replace("-", "−")
