@@ -9,11 +9,13 @@ import yaml
 from ctdb.figures import FIGURES, published
 from ctdb.figures.published import NOTHING, comparison, deviations, facts, reproduction, spelling
 
-CSV = """series,x,metric,value,spread,n,band,source,note
-node,3,rate_r2,0.849,0.004,5,0.02,run A,
-node,8.0,rate_r2,0.880,0.016,5,0.02,run A,other noise
-node,1e-4,rate_r2,0.2,,,,run A,
-lds,,rate_r2,0.24,,1,0.04,Fig 4,"one seed, their slice"
+CSV = """series,x,metric,value,spread,n,band,at_least,source,note
+node,3,rate_r2,0.849,0.004,5,0.02,,run A,
+node,8.0,rate_r2,0.880,0.016,5,0.02,,run A,other noise
+node,1e-4,rate_r2,0.2,,,,,run A,
+lds,,rate_r2,0.24,,1,0.04,,Fig 4,"one seed, their slice"
+gru,3,rate_r2,0.28,,1,,0.25,Fig 4,
+gru,8,rate_r2,0.28,,1,,0.25,Fig 4,
 """
 FACTS = {
     "source": "somebody",
@@ -42,7 +44,7 @@ def ours(*rows):
 def compared(some_kind):
     rows = [("node", 3, "rate_r2", 0.86), ("node", 3, "rate_r2", 0.84), ("node", 3, "rate_r2", math.nan)]
     rows += [("node", 8, "rate_r2", 0.91), ("node", 0.0001, "rate_r2", 0.5), ("node", 3, "state_r2", 0.1)]
-    rows += [("lds", "", "rate_r2", math.nan), ("gru", 3, "rate_r2", 0.3)]
+    rows += [("lds", "", "rate_r2", math.nan), ("gru", 3, "rate_r2", 0.9), ("gru", 8, "rate_r2", 0.2)]
     return comparison("some_kind", ours(*rows)).set_index(["series", "x"])
 
 
@@ -60,7 +62,7 @@ def test_means_differences_and_bands(compared):
 
 
 def test_what_has_no_band_or_is_not_ours_is_neither_within_nor_without(compared):
-    assert len(compared) == 4  # nothing but what is published
+    assert len(compared) == 6  # nothing but what is published
     assert compared.loc[("node", "0.0001"), "difference"] == pytest.approx(0.3)
     assert compared.loc[("node", "0.0001"), "within"] is pd.NA
     failed = compared.loc["lds", ""]
@@ -70,10 +72,15 @@ def test_what_has_no_band_or_is_not_ours_is_neither_within_nor_without(compared)
     assert failed["model"] == "lds_model"
 
 
+def test_of_a_bound_only_one_side_counts(compared):
+    assert compared.loc[("gru", "3"), "within"]  # far above, which is better
+    assert not compared.loc[("gru", "8"), "within"]
+
+
 def test_with_nothing_of_ours_theirs_are_listed_all_the_same(some_kind):
     table = comparison("some_kind", NOTHING)
-    assert table["published"].tolist() == [0.849, 0.88, 0.2, 0.24]
-    assert table["n"].tolist() == [0, 0, 0, 0]
+    assert table["published"].tolist() == [0.849, 0.88, 0.2, 0.24, 0.28, 0.28]
+    assert set(table["n"]) == {0}
     assert table["ours"].isna().all()
     assert table["within"].isna().all()
     assert set(table["model"]) == {""}

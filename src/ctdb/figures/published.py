@@ -3,9 +3,9 @@
 Each kind of figure that has published numbers has two files in the folder `published/`. ``{kind}.csv`` holds one number
 per row: `series` (the role that a model plays in the figure), `x` (what was swept, or the task), `metric` (ours that it
 is to be compared with), `value`, `spread` (their standard deviation over `n` fits), `band` (half width of the band
-within which ours counts as reproduced), `source` and `note`. ``{kind}.yaml`` holds their `source`, the deliberate
-`differences` of ours, and the `protocol`: their settings by the names of ours, of the `task` and `dataset`, of `tasks`
-by series or x, and of `models` by series.
+within which ours counts as reproduced) or `at_least` (from where on it does), `source` and `note`. ``{kind}.yaml``
+holds their `source`, the deliberate `differences` of ours, and the `protocol`: their settings by the names of ours, of
+the `task` and `dataset`, of `tasks` by series or x, and of `models` by series.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ SEPARATOR = " | "
 """Between the settings, and between the differences, of a row of the table."""
 NOTHING = pd.DataFrame({"series": "", "x": "", "metric": "", "value": 0.0, "dataset": "", "model": ""}, index=range(0))
 """What :func:`comparison` takes where there is nothing of ours."""
+JUDGED = ["difference", "band", "at_least", "within"]
 SettingsOf = Callable[[str, str], Mapping[str, Mapping[str, Any]]]
 COLUMNS = {
     "series": "string",
@@ -34,6 +35,7 @@ COLUMNS = {
     "spread": "float64",
     "n": "Int64",
     "band": "float64",
+    "at_least": "float64",
     "source": "string",
     "note": "string",
 }
@@ -45,7 +47,7 @@ def published(kind: str) -> pd.DataFrame:
     """Published numbers of a kind of figure, one per row; `x` is text, and empty where nothing was swept."""
     numbers = {name: [""] for name, dtype in COLUMNS.items() if dtype != "string"}
     table = pd.read_csv(FOLDER / f"{kind}.csv", dtype=COLUMNS, keep_default_na=False, na_values=numbers)
-    return table[list(COLUMNS)]
+    return table.reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def facts(kind: str) -> dict[str, Any]:
@@ -68,8 +70,8 @@ def comparison(kind: str, ours: pd.DataFrame) -> pd.DataFrame:
     -------
     One row per published number: `series`, `x`, `metric`, `dataset`, `model`; the mean of `ours` with `ours_low` and
     `ours_high` over `n` fits that went well (NaN and 0 where there is none); `published`, its `spread` over
-    `published_n` fits; the `difference`, ours less theirs; the `band` and whether ours lies `within` it (missing where
-    there is no band, or nothing of ours); `source` and `note`.
+    `published_n` fits; the `difference`, ours less theirs; the `band` or bound `at_least` and whether ours lies `within`
+    it (missing where there is neither, or nothing of ours); `source` and `note`.
     """
     theirs = published(kind).rename(columns={"value": "published", "n": "published_n"})
     own = ours.assign(x=ours["x"].map(spelling), value=ours["value"].astype(float)).dropna(subset="value")
@@ -82,9 +84,12 @@ def comparison(kind: str, ours: pd.DataFrame) -> pd.DataFrame:
     table = table.merge(of_which.reset_index(), how="left", on=KEYS).fillna({"dataset": "", "model": ""})
     table["n"] = table["n"].fillna(0).astype("Int64")
     table["difference"] = table["ours"] - table["published"]
-    known = np.isfinite(table["difference"]) & np.isfinite(table["band"])
-    table["within"] = (table["difference"].abs() <= table["band"]).astype("boolean").where(known)
-    return table[[*KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within", "source", "note"]]
+    within = (table["difference"].abs() <= table["band"]).where(
+        table["at_least"].isna(), table["ours"] >= table["at_least"]
+    )
+    known = table["ours"].notna() & (table["band"].notna() | table["at_least"].notna())
+    table["within"] = within.astype("boolean").where(known)
+    return table[[*KEYS, "dataset", "model", *OURS, *THEIRS, *JUDGED, "source", "note"]]
 
 
 def spelling(x: object) -> str:
@@ -121,7 +126,7 @@ def reproduction(compared: Mapping[str, tuple[str, pd.DataFrame]], settings_of: 
             behind = settings_of(row.dataset, row.model) or settings_of(row.dataset, "")
             told.append(SEPARATOR.join(_deviations(known["protocol"], (row.series, row.x), behind)))
         parts.append(rows.assign(figure=figure, settings=told, differences=SEPARATOR.join(known["differences"])))
-    order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, "difference", "band", "within"]
+    order = ["figure", *KEYS, "dataset", "model", *OURS, *THEIRS, *JUDGED]
     order += ["settings", "differences", "source", "note"]
     return pd.concat(parts, ignore_index=True)[order] if parts else pd.DataFrame(columns=order)
 
