@@ -70,7 +70,7 @@ def comparison(kind: str, ours: pd.DataFrame) -> pd.DataFrame:
     -------
     One row per published number: `series`, `x`, `metric`, `dataset`, `model`; the mean of `ours` with `ours_low` and
     `ours_high` over `n` fits that went well (NaN and 0 where there is none); `published`, its `spread` over
-    `published_n` fits; the `difference`, ours less theirs; the `band` or bound `at_least` and whether ours lies `within`
+    `published_n` fits; the `difference`, ours less theirs; the `band` or bound `at_least` and whether it lies `within`
     it (missing where there is neither, or nothing of ours); `source` and `note`.
     """
     theirs = published(kind).rename(columns={"value": "published", "n": "published_n"})
