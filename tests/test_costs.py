@@ -61,7 +61,7 @@ def test_every_job_of_a_plan_is_counted_once(plan):
 def test_jobs_of_recordings_are_counted(tmp_path):
     project = lay_out(tmp_path / "project", RECORDINGS)
     planned = project.planned()
-    for done_here in ("interactive", "reproduction"):
+    for done_here in ("interactive", "reproduction", "report"):
         planned.pop(done_here, None)
     counts = Counter(rule for rule, _ in costs.jobs_of(config.load(project.folder / "config.yaml")))
     assert counts == planned
