@@ -74,13 +74,19 @@ def _source(name: str) -> Path | None:
     if top == "__main__":  # a model defined in the running script; a session has no file
         script = getattr(sys.modules["__main__"], "__file__", None)
         return None if script is None else Path(script)
-    spec = importlib.util.find_spec(top)
-    if spec is None:
-        return None
-    folders = [Path(folder, *parts) for folder in spec.submodule_search_locations or []]  # several for a namespace
-    roots = folders or ([] if spec.origin is None else [Path(spec.origin)])
+    roots = [root.joinpath(*parts) for root in _roots(top, tuple(sys.path))]
     candidates = (file for root in roots for file in (root / "__init__.py", root.with_suffix(".py")))
     return next((file for file in candidates if file.is_file()), None)
+
+
+@functools.cache  # asked of the same few packages for every module of every rule
+def _roots(top: str, _path: tuple[str, ...]) -> list[Path]:
+    """Where a package or single-file module lies on the module path: several folders for a namespace."""
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return []
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    return folders or ([] if spec.origin is None else [Path(spec.origin)])
 
 
 class _Parsed(NamedTuple):
