@@ -2,6 +2,7 @@
 
 import os
 import functools
+import inspect
 import sys
 from pathlib import Path
 
@@ -79,7 +80,11 @@ def needs(rule):
         return NEEDS.of(rule, dict(wildcards), attempt, site())
 
     def resource(name):
-        return lambda wildcards, attempt: of_job(attempt, *wildcards.items())[name]
+        def of(wildcards, attempt):
+            return of_job(attempt, *wildcards.items())[name]
+
+        of.__signature__ = inspect.signature(of)  # Snakemake asks for it several times a job
+        return of
 
     return {name: resource(name) for name in NAMES}
 
