@@ -129,7 +129,7 @@ def test_the_report_tells_of_all_of_it(demo):
     assert f"{n_fits} of {n_fits} fits went well" in text
     for figure in (demo / "figures").glob("*.pdf"):
         assert f'id="figure-{figure.stem}"' in text
-    assert len(text) < 25e6  # what mail still takes
+    assert len(text) < 15e6
 
 
 def test_no_output_holds_a_path_of_this_machine(demo):

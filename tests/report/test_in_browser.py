@@ -194,6 +194,9 @@ def test_the_data_of_a_figure_opens_as_a_table_whose_cells_are_text(reader):
     region = reader.driver.find_element("css selector", "#figure-rates details.data [role=region]")
     assert region.get_attribute("tabindex") == "0"
     assert region.accessible_name == "Data of rates"
+    link = reader.driver.find_element("css selector", "#figure-rates a.csv")
+    assert (link.get_attribute("download"), link.text) == ("rates.csv", "Download rates.csv")
+    assert link.get_attribute("href").startswith("blob:")
 
 
 def test_a_plot_turns_by_mouse_and_by_buttons_and_shows_one_system(reader):

@@ -1,6 +1,7 @@
 """The report of made-up results: its numbers against pandas, what is missing, and that it needs nothing else."""
 
 import base64
+import gzip
 import io
 import itertools
 import json
@@ -204,17 +205,17 @@ def test_a_table_and_a_figure_are_whole(made, parsed):
     assert set(figures) == {f"figure-{name}" for name in plan["figures"]}
     links = {one["@download"]: one["@href"] for one in parsed.all("a") if "@download" in one}
     original = made[0]["results"] + "/figures/states"
-    kind, content = links["states.csv"].split(",", 1)
-    assert kind == "data:text/csv;charset=utf-8;base64"
+    kind, content = links["states.csv.gz"].split(",", 1)
+    assert kind == "data:application/gzip;base64"
     with open(f"{original}.csv", "rb") as file:
-        assert base64.b64decode(content) == file.read()
+        assert gzip.decompress(base64.b64decode(content)) == file.read()
     image = next(one for one in parsed.all("img") if "states" in one["@alt"])
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["@src"].split(",")[1]))).convert("RGB"))
     with Image.open(f"{original}.png") as before:
         on_white = Image.alpha_composite(Image.new("RGBA", before.size, "white"), before).convert("RGB")
         np.testing.assert_allclose(shown.astype(int), np.asarray(on_white).astype(int), atol=1)
         assert (int(image["@width"]), int(image["@height"])) == before.size
-    long = pd.read_csv(io.BytesIO(base64.b64decode(links["leaderboard.csv"].split(",", 1)[1])))
+    long = pd.read_csv(io.BytesIO(base64.b64decode(links["leaderboard.csv.gz"].split(",", 1)[1])), compression="gzip")
     assert list(long.columns) == leaderboard.COLUMNS
     assert len(long[long["model"] == "sae_gru"]) == 3 + 1
 

@@ -1,6 +1,7 @@
 """The report as one page: what :mod:`ctdb.report.leaderboard` and :mod:`ctdb.report.run` found, and all figures."""
 
 import base64
+import gzip
 import io
 import json
 import math
@@ -160,8 +161,9 @@ def picture(file: Path) -> tuple[str, int, int]:
 
 
 def data_uri(table: str) -> str:
-    """A table in CSV as an address that needs no file."""
-    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(table.encode()).decode()}"
+    """A table in CSV, compressed by gzip, as an address that needs no file."""
+    packed = gzip.compress(table.encode(), mtime=0)
+    return f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"
 
 
 def grouped(plan: Mapping[str, Any], figures: list[Figure]) -> list[Group]:

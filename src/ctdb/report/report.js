@@ -83,10 +83,14 @@ function parse(text) {
   return rows.filter((row) => row.length);
 }
 
-function data(DataTable, details) {
+async function data(DataTable, details) {
   const link = details.querySelector("a.csv");
   const bytes = Uint8Array.from(atob(link.href.slice(link.href.indexOf(",") + 1)), (one) => one.charCodeAt(0));
-  const [header, ...rows] = parse(new TextDecoder().decode(bytes));
+  const text = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+  link.download = link.download.replace(/\.gz$/, "");
+  link.textContent = `Download ${link.download}`;
+  const [header, ...rows] = parse(text);
   const region = document.createElement("div");
   Object.assign(region, { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `Data of ${link.dataset.what}` });
   const table = document.createElement("table");
